@@ -1,0 +1,221 @@
+"""Every error a caller can meet, in one tree.
+
+A class states its stable `code`, HTTP `status` and whether trying again can help (`retryable`).
+Its docstring's first line is the message users read, and its `hint` says what to do next. An instance may
+carry a more exact `detail`. Codes are part of the API: they never change their meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class GatewayError(Exception):
+    """The gateway could not handle the request."""
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+    hint: ClassVar[str] = "Report this with the request id; the gateway's log has the traceback."
+    retry_after_s: ClassVar[int | None] = None
+
+    def __init__(self, detail: str | None = None, **extensions: Any) -> None:
+        self.detail = detail or self.title()
+        self.extensions: Mapping[str, Any] = extensions
+        super().__init__(self.detail)
+
+    @classmethod
+    def title(cls) -> str:
+        """Return the class docstring's first line: the message shown to users."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+# --- What the caller sent -------------------------------------------------------------------------
+
+
+class InvalidRequest(GatewayError):
+    """The request is not valid."""
+
+    code = "invalid_request"
+    status = 422
+    hint = "See `errors` for each field and what it must be."
+
+
+class InvalidJson(InvalidRequest):
+    """The request body is not valid JSON."""
+
+    code = "invalid_json"
+    status = 400
+    hint = "Send one JSON object, encoded as UTF-8, with Content-Type: application/json."
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The request body must be JSON."""
+
+    code = "unsupported_media_type"
+    status = 415
+    hint = "Send Content-Type: application/json."
+
+
+class BodyTooLarge(InvalidRequest):
+    """The request body is larger than this gateway accepts."""
+
+    code = "body_too_large"
+    status = 413
+    hint = "Shorten the context, or raise gateway.max_body_bytes."
+
+
+class PromptTooLong(InvalidRequest):
+    """The prompt and its answer do not fit the model's context window."""
+
+    code = "prompt_too_long"
+    status = 422
+    hint = "Shorten the context or directive, or ask for fewer max_tokens."
+
+
+class UnknownAgent(InvalidRequest):
+    """No active profile has this agent's name."""
+
+    code = "unknown_agent"
+    status = 404
+    hint = "GET /v1/models lists the agents this gateway knows; names are case-sensitive."
+
+
+class InvalidCursor(InvalidRequest):
+    """The cursor is not a position in this stream."""
+
+    code = "invalid_cursor"
+    status = 400
+    hint = "A cursor is the `id` of a frame you received, such as 1-42; leave it out to read from the start."
+
+
+class NotFound(GatewayError):
+    """There is nothing here by that name."""
+
+    code = "not_found"
+    status = 404
+    hint = "Check the path and the id. Ids of other organizations are not found either."
+
+
+class MethodNotAllowed(GatewayError):
+    """This path does not answer to that method."""
+
+    code = "method_not_allowed"
+    status = 405
+    hint = "See the Allow header."
+
+
+class Unauthenticated(GatewayError):
+    """A valid API key is required."""
+
+    code = "unauthenticated"
+    status = 401
+    hint = "Send `Authorization: Bearer KEY`; `flask keys create` makes a key."
+
+
+# --- What governance decided ----------------------------------------------------------------------
+
+
+class PolicyVeto(GatewayError):
+    """The organization's policy does not allow this request."""
+
+    code = "policy_veto"
+    status = 403
+    hint = "`veto` names the policy and the reason; choose an allowed provider or leave provider_hint out."
+
+
+class UnknownPolicy(GatewayError):
+    """No policy has this name."""
+
+    code = "unknown_policy"
+    status = 422
+    hint = "Use default_local_first, enterprise_residency or compliance_local_only."
+
+
+# --- What the gateway needs and does not have -----------------------------------------------------
+
+
+class ServiceUnavailable(GatewayError):
+    """The gateway cannot take new requests right now."""
+
+    code = "service_unavailable"
+    status = 503
+    retryable = True
+    retry_after_s = 5
+    hint = "Nothing was queued; send the same request again after Retry-After."
+
+
+class QueueUnavailable(ServiceUnavailable):
+    """The queue cannot be reached, so the request was not accepted."""
+
+    code = "queue_unavailable"
+
+
+class DatabaseUnavailable(ServiceUnavailable):
+    """The database cannot be reached, so the request was not accepted."""
+
+    code = "database_unavailable"
+
+
+class StreamUnavailable(ServiceUnavailable):
+    """The response stream cannot be read right now."""
+
+    code = "stream_unavailable"
+    hint = "The request itself goes on; reconnect with the last frame's id as Last-Event-ID."
+
+
+# --- What went wrong while running ----------------------------------------------------------------
+
+
+class EngineFailed(GatewayError):
+    """The model engine failed while running the request."""
+
+    code = "engine_failed"
+    status = 502
+    retryable = True
+
+
+class EngineDead(EngineFailed):
+    """The model engine is no longer running."""
+
+    code = "engine_dead"
+    status = 503
+
+
+class ModelMismatch(EngineFailed):
+    """The worker serves another model than the one the prompt was tokenised for."""
+
+    code = "model_mismatch"
+    hint = "Point the gateway and all GPU workers at the same engine.model, then restart them."
+
+
+class AttemptsExhausted(EngineFailed):
+    """The request was started as often as allowed and never finished."""
+
+    code = "attempts_exhausted"
+    retryable = False
+    hint = "Look for worker crashes in the audit events of this request."
+
+
+class MessageRejected(GatewayError):
+    """A queue message was refused because it is not one this gateway wrote."""
+
+    code = "message_rejected"
+
+
+# --- What stops the start -------------------------------------------------------------------------
+
+
+class ConfigurationError(GatewayError):
+    """The configuration is not usable."""
+
+    code = "configuration_error"
+    hint = "Correct gateway.json or the environment variable named above, then start again."
+
+
+class ProfileError(ConfigurationError):
+    """An agent profile is not usable."""
+
+    code = "profile_error"
+    hint = "Correct the profile's YAML file; docs/profiles.md describes the format."

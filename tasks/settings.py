@@ -1,0 +1,252 @@
+"""All configuration, and the only module that reads the environment.
+
+Values come from, strongest first: `REDIS_URL` and `DATABASE_URL`; variables named `METAQORE_GROUP__KEY`;
+`gateway.json` in the working directory (or the file `METAQORE_CONFIG` names); the defaults below. An unknown key
+or a bad value raises ConfigurationError, which stops the start.
+
+Secrets are files in `secrets.directory`, or variables named `METAQORE_SECRETS__NAME`. Each holds keys of 32 bytes
+in hexadecimal, one a line: the first is used for everything new, the others are still accepted, which is how a key
+is rotated.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, JsonConfigSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from tasks.errors import ConfigurationError
+
+PREFIX = "METAQORE_"
+CONFIG_VARIABLE = "METAQORE_CONFIG"
+KEY_BYTES = 32
+
+#: Where downloads and converted models are kept: outside the source tree, shared by all checkouts of one user.
+CACHE_HOME = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "metaqore-gateway"
+DEFAULT_MODEL = CACHE_HOME / "models" / "SmolLM2-135M-Instruct"
+
+ExpandedPath = Annotated[Path, AfterValidator(Path.expanduser)]
+Policy = Literal["default_local_first", "enterprise_residency", "compliance_local_only"]
+
+
+class Group(BaseModel):
+    """Base of the setting groups: unknown keys are errors, values do not change after the start."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class GatewayGroup(Group):
+    """The HTTP front end and the queue it publishes to."""
+
+    host: str = "0.0.0.0"  # noqa: S104  the blueprint's default; bin/run overrides it to loopback
+    port: int = Field(default=8080, ge=1, le=65535)
+    request_queue_url: str = "redis://127.0.0.1:6379/0"
+    key_prefix: str = Field(default="metaqore:", max_length=64, description="Before every Redis key.")
+    max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
+    threads: int = Field(default=64, ge=1, le=4096, description="Requests one web process handles at once.")
+    redis_timeout_s: float = Field(default=15.0, gt=0, description="Socket timeout of one Redis command.")
+
+    @field_validator("request_queue_url")
+    @classmethod
+    def _is_redis(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://")):
+            raise ValueError("must start with redis:// or rediss://")
+        return value
+
+
+class CachingGroup(Group):
+    """What is cached, and for how long the cache index believes it."""
+
+    kv_cache_enabled: bool = True
+    static_prefix_caching: bool = True
+    radix_tree_ttl_seconds: int = Field(default=3600, ge=1)
+
+
+class SchedulingGroup(Group):
+    """Which request runs next, and how much at once."""
+
+    strategy: Literal["cache_aware_continuous"] = "cache_aware_continuous"
+    max_batch_tokens: int = Field(default=8192, ge=32, description="Tokens the engine computes in one step.")
+    max_attempts: int = Field(default=3, ge=1, description="Starts of one request before it fails for good.")
+    lease_s: float = Field(default=60.0, ge=1, description="A worker silent for this long loses its requests.")
+
+
+class DatabaseGroup(Group):
+    """Where requests and audit events are kept: sqlite:/// for one host, postgresql:// for a fleet."""
+
+    url: str = "sqlite:///var/gateway.db"
+    pool_size: int = Field(default=8, ge=1, description="Connections for reading; writing has one of its own.")
+    group_commit_max: int = Field(default=200, ge=1, description="Requests that may share one commit.")
+    timeout_s: float = Field(default=5.0, gt=0, description="Longest wait for a connection, a lock or a statement.")
+
+    @field_validator("url")
+    @classmethod
+    def _has_a_driver(cls, value: str) -> str:
+        scheme, _, rest = value.partition("://")
+        if scheme in ("postgres", "postgresql"):
+            return f"postgresql+psycopg://{rest}"
+        if scheme not in ("sqlite", "postgresql+psycopg"):
+            raise ValueError("must start with sqlite:/// or postgresql://")
+        return value
+
+
+class EngineGroup(Group):
+    """The model a GPU worker serves. The gateway reads the same model's tokenizer and chat template."""
+
+    kind: Literal["vllm", "simulated"] = "vllm"
+    model: str = Field(default=str(DEFAULT_MODEL), description="A checkpoint folder, or a name on the model hub.")
+    served_model_name: str | None = Field(default=None, description="Name shown to clients; default: the last part.")
+    revision: str | None = Field(default=None, description="Hub revision; pin it so that the cache keeps its worth.")
+    max_model_len: int | None = Field(default=None, ge=32, description="Context window in tokens; default: the model's.")
+    max_num_seqs: int = Field(default=16, ge=1, description="Requests one worker runs at once.")
+    dtype: str = "auto"
+    kv_cache_gib: float | None = Field(default=None, gt=0, description="KV cache size on CPU, in GiB.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of vLLM's AsyncEngineArgs.")
+
+    @property
+    def model_name(self) -> str:
+        """Return the name clients see."""
+        return self.served_model_name or Path(self.model).name
+
+    @property
+    def model_source(self) -> str:
+        """Return the checkpoint's folder with ~ expanded, or the hub name as given."""
+        return str(Path(self.model).expanduser()) if self.model.startswith(("~", "/", ".")) else self.model
+
+
+class GovernanceGroup(Group):
+    """Which policy decides, and where agent profiles are read from."""
+
+    policy: str = Field(default="default_local_first", description="Policy of organizations that name no other.")
+    profiles_directory: ExpandedPath = Path("profiles")
+
+
+class StreamingGroup(Group):
+    """How answers travel from worker to client."""
+
+    join_ms: float = Field(default=15.0, ge=0, le=1000, description="Tokens that come this close travel as one frame.")
+    retention_s: int = Field(default=3600, ge=60, description="How long Redis keeps a stream; later reads use SQL.")
+    heartbeat_s: float = Field(default=15.0, gt=0, description="Silence after which an SSE comment is sent.")
+    buffer_frames: int = Field(default=256, ge=8, description="Frames held for a slow reader before it re-reads Redis.")
+
+
+class SecretsGroup(Group):
+    """Keys, from the environment or from files."""
+
+    directory: ExpandedPath = Path("var/secrets")
+    master_key: SecretStr | None = None
+    signing_key: SecretStr | None = None
+    organization_salt: SecretStr | None = None
+    key_pepper: SecretStr | None = None
+
+    def keys(self, name: str) -> tuple[bytes, ...]:
+        """Return the keys of secret `name`, newest first, each of 32 bytes.
+
+        Raises ConfigurationError if the secret is missing or malformed; the message never shows its value.
+        """
+        given: SecretStr | None = getattr(self, name)
+        path = self.directory / name
+        if given is not None:
+            text, where = given.get_secret_value(), f"{PREFIX}SECRETS__{name.upper()}"
+        else:
+            where = str(path)
+            try:
+                text = path.read_text("ascii")
+            except FileNotFoundError:
+                raise ConfigurationError(
+                    f"secret {name} is missing: {path} does not exist. `flask secrets create` makes it."
+                ) from None
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(f"secret {name} cannot be read from {path}: {error.__class__.__name__}") from None
+        try:
+            keys = tuple(bytes.fromhex(line) for line in text.split())
+        except ValueError:
+            keys = ()
+        if not keys or any(len(key) != KEY_BYTES for key in keys):
+            raise ConfigurationError(f"{where} must hold {KEY_BYTES}-byte keys in hexadecimal, one a line")
+        return keys
+
+
+SECRET_NAMES = ("master_key", "signing_key", "organization_salt", "key_pepper")
+
+
+class Settings(BaseSettings):
+    """The whole configuration, validated."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+
+    gateway: GatewayGroup = GatewayGroup()
+    caching: CachingGroup = CachingGroup()
+    scheduling: SchedulingGroup = SchedulingGroup()
+    database: DatabaseGroup = DatabaseGroup()
+    engine: EngineGroup = EngineGroup()
+    governance: GovernanceGroup = GovernanceGroup()
+    streaming: StreamingGroup = StreamingGroup()
+    secrets: SecretsGroup = SecretsGroup()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **others: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources: the short URLs, the environment, the file."""
+        return (init_settings, others["env_settings"], JsonConfigSettingsSource(settings_cls, json_file=_config_file()))
+
+
+def _config_file() -> Path:
+    return Path(os.environ.get(CONFIG_VARIABLE, "gateway.json")).expanduser()
+
+
+def _refuse_unknown_variables() -> None:
+    """Raise ConfigurationError for a METAQORE_ variable that no setting has: most are typing errors."""
+    known = {
+        f"{PREFIX}{group}__{key}".upper(): None
+        for group, field in Settings.model_fields.items()
+        for key in field.annotation.model_fields  # type: ignore[union-attr]  every group is a model
+    }
+    for name in os.environ:
+        if name.startswith(PREFIX) and name != CONFIG_VARIABLE and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ConfigurationError(
+                f"environment variable {name} is no setting" + (f"; did you mean {near[0]}?" if near else "")
+            )
+
+
+def load() -> Settings:
+    """Read and validate the configuration. Raises ConfigurationError, naming each bad key."""
+    _refuse_unknown_variables()
+    short: dict[str, dict[str, Any]] = {}
+    if url := os.environ.get("REDIS_URL"):
+        short["gateway"] = {"request_queue_url": url}
+    if url := os.environ.get("DATABASE_URL"):
+        short["database"] = {"url": url}
+    path = _config_file()
+    if CONFIG_VARIABLE in os.environ and not path.exists():
+        raise ConfigurationError(f"{CONFIG_VARIABLE} names {path}, which does not exist")
+    try:
+        return Settings(**short)
+    except ValidationError as error:
+        # Values stay out of the message: they may be passwords in URLs.
+        problems = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or 'settings'}: "
+            + ("no such setting" if item["type"] == "extra_forbidden" else item["msg"])
+            for item in error.errors(include_input=False, include_url=False)
+        )
+        raise ConfigurationError(f"bad configuration ({path} or environment): {problems}") from None
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"{path} is not valid JSON: {error}") from None
+    except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
+        raise ConfigurationError(f"bad configuration ({path} or environment): {error}") from None
+
+
+@functools.cache
+def settings() -> Settings:
+    """Return this process's configuration, read once."""
+    return load()

@@ -1,0 +1,80 @@
+"""What the worker asks of a model engine.
+
+An engine batches by itself: every request is handed over as soon as it arrives, and `generate` streams that
+request's text while others run beside it. All methods are called on one asyncio loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from tasks.job import FinishReason, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What one engine can hold: context window in tokens, sequences at once, KV block size in tokens."""
+
+    max_model_len: int
+    max_num_seqs: int
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt to run.
+
+    `prompt_token_ids` is the whole prompt. `cache_salt` keeps organizations' prefix caches apart; it is derived by
+    the gateway and never the client's. `request_id` must be unique among running requests.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: Sampling
+    cache_salt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Text that was added since the last one; `text` may be empty while a character's bytes are incomplete.
+
+    `output_tokens` counts all tokens so far. `cached_tokens` (prompt tokens found in the KV cache) and `prefill_s`
+    (seconds from scheduling to first token, None where the engine cannot tell) are known from the first delta on.
+    `finish_reason` is set on the last one only.
+    """
+
+    text: str
+    output_tokens: int
+    cached_tokens: int
+    prefill_s: float | None
+    finish_reason: FinishReason | None
+
+
+class Engine(Protocol):
+    """A running model."""
+
+    @property
+    def limits(self) -> EngineLimits:
+        """Return the engine's limits; valid once started."""
+        ...
+
+    async def start(self) -> None:
+        """Load the model and become ready. Raises EngineDead if it cannot."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+        """Run one request. Closing the iterator early aborts it and frees its slot.
+
+        Raises EngineFailed if this request failed, EngineDead if the engine did.
+        """
+        ...
+
+    async def check_health(self) -> None:
+        """Raise EngineDead if the engine no longer runs."""
+        ...
+
+    async def stop(self) -> None:
+        """Free the model and end every process the engine started."""
+        ...
