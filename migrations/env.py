@@ -1,0 +1,19 @@
+"""Alembic's entry point: runs the migrations against the URL that `tasks.db` hands over."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from tasks.db import create_engine
+from tasks.schema import metadata
+from tasks.settings import DatabaseGroup
+
+engine = create_engine(DatabaseGroup(url=context.config.attributes["url"], timeout_s=60))
+with engine.connect() as connection:
+    context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
+    with context.begin_transaction():
+        if connection.dialect.name == "postgresql":
+            # Two gateways that start at once must not migrate at once.
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7355608)")
+        context.run_migrations()
+engine.dispose()

@@ -1,0 +1,210 @@
+"""The database: one engine for reading, one thread for writing, and the migrations.
+
+Writing is grouped. Callers hand a function of a connection to `Database.write` and wait; the writer thread takes all
+that are waiting, runs them in one transaction and commits once, so that the cost of a durable commit is shared by
+the requests that arrived together. If one of them fails, the transaction is rolled back and each runs again in a
+transaction of its own, so that only the culprit fails. A function may therefore run twice, and must do nothing but
+SQL on the connection it is given.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import Connection, Engine, make_url
+
+from tasks.errors import ConfigurationError, DatabaseUnavailable
+from tasks.settings import DatabaseGroup
+
+T = TypeVar("T")
+MIGRATIONS = Path(__file__).resolve().parents[1] / "migrations"
+logger = logging.getLogger(__name__)
+
+
+def now() -> datetime:
+    """Return the current instant in UTC."""
+    return datetime.now(UTC)
+
+
+class Database:
+    """A connection pool to read with, and a writer thread that groups commits."""
+
+    def __init__(self, settings: DatabaseGroup) -> None:
+        self._settings = settings
+        self._engine = create_engine(settings)
+        self._waiting: queue.SimpleQueue[_Write[Any] | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write_forever, name="database-writer", daemon=True)
+        self._writer.start()
+
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Return what `work` returns, run in a transaction that sees committed data.
+
+        Raises DatabaseUnavailable if the database cannot be reached.
+        """
+        try:
+            with self._engine.connect() as connection:
+                return work(connection)
+        except (sa.exc.OperationalError, sa.exc.TimeoutError, sa.exc.InterfaceError) as error:
+            raise _unavailable(error) from error
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Return what `work` returned, once it is committed.
+
+        Raises DatabaseUnavailable if it could not be committed; then nothing of it was.
+        """
+        future = self.submit(work)
+        try:
+            return future.result(timeout=self._settings.timeout_s)
+        except FutureTimeout:
+            if future.cancel():
+                raise DatabaseUnavailable("the database is too slow to take more requests") from None
+            # It is being committed this moment; the database's own time-outs bound this wait.
+            return future.result()
+
+    def submit(self, work: Callable[[Connection], T]) -> Future[T]:
+        """Queue `work` for the writer and return a future of its result, set once it is committed."""
+        write = _Write(work)
+        self._waiting.put(write)
+        return write.future
+
+    def close(self) -> None:
+        """Commit what is waiting, end the writer and close all connections."""
+        self._waiting.put(None)
+        self._writer.join()
+        self._engine.dispose()
+
+    def _write_forever(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            group, closing = [first], False
+            while len(group) < self._settings.group_commit_max and not self._waiting.empty():
+                write = self._waiting.get()
+                if write is None:
+                    closing = True
+                    break
+                group.append(write)
+            self._commit([write for write in group if write.future.set_running_or_notify_cancel()])
+            if closing:
+                return
+
+    def _commit(self, group: list[_Write[Any]]) -> None:
+        """Run the group in one transaction; where that fails, each in one of its own."""
+        if not group:
+            return
+        try:
+            with self._begin() as connection:
+                results = [write.work(connection) for write in group]
+        except Exception as error:  # whatever it is belongs to a caller; the writer must live on
+            if len(group) == 1:
+                group[0].future.set_exception(_translated(error))
+            else:
+                for write in group:
+                    self._commit([write])
+            return
+        for write, result in zip(group, results, strict=True):
+            write.future.set_result(result)
+
+    def _begin(self) -> Any:
+        # SQLite must take its write lock before it reads, or two processes deadlock on the upgrade.
+        return self._engine.execution_options(immediate=True).begin()
+
+
+class _Write(Generic[T]):
+    """One function waiting for the writer."""
+
+    __slots__ = ("future", "work")
+
+    def __init__(self, work: Callable[[Connection], T]) -> None:
+        self.work = work
+        self.future: Future[T] = Future()
+
+
+def _unavailable(error: Exception) -> DatabaseUnavailable:
+    # The driver's text may quote statements and their values, so only its class is logged.
+    logger.warning("database unavailable: %s", type(getattr(error, "orig", None) or error).__name__)
+    return DatabaseUnavailable()
+
+
+def _translated(error: Exception) -> Exception:
+    if isinstance(error, sa.exc.OperationalError | sa.exc.TimeoutError | sa.exc.InterfaceError):
+        return _unavailable(error)
+    return error
+
+
+def create_engine(settings: DatabaseGroup) -> Engine:
+    """Return an engine with durable, bounded connections for `settings.url`."""
+    url = make_url(settings.url)
+    if url.get_backend_name() == "sqlite":
+        if url.database:
+            Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        engine = sa.create_engine(
+            url,
+            pool_size=settings.pool_size,
+            pool_timeout=settings.timeout_s,
+            hide_parameters=True,
+            connect_args={"timeout": settings.timeout_s},
+        )
+        sa.event.listen(engine, "connect", _configure_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    milliseconds = int(settings.timeout_s * 1000)
+    return sa.create_engine(
+        url,
+        pool_size=settings.pool_size,
+        max_overflow=0,
+        pool_timeout=settings.timeout_s,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        connect_args={
+            "connect_timeout": max(1, round(settings.timeout_s)),
+            "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
+            "tcp_user_timeout": milliseconds,
+        },
+    )
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    # The driver's own transaction handling is switched off: `_begin_sqlite` decides how a transaction starts.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    immediate = connection.get_execution_options().get("immediate")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _alembic(url: str) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["url"] = url
+    return config
+
+
+def upgrade(url: str) -> None:
+    """Create or migrate the tables at `url` to the newest revision. Raises ConfigurationError if it cannot."""
+    try:
+        command.upgrade(_alembic(url), "head")
+    except sa.exc.OperationalError as error:
+        raise ConfigurationError(f"the database cannot be migrated: {type(error.orig).__name__}") from error
+
+
+def pending_migrations(connection: Connection) -> list[str]:
+    """Return the revisions this code needs and the database lacks, oldest first."""
+    script = ScriptDirectory.from_config(_alembic(""))
+    current = MigrationContext.configure(connection).get_current_revision()
+    return [revision.revision for revision in script.iterate_revisions("head", current or "base")][::-1]

@@ -1,0 +1,31 @@
+"""Request ids: UUIDv7 behind a `gw_` prefix, so that they sort by the time they were made.
+
+They are stored, logged and shown in this one form. The lower-case hexadecimal keeps time order under byte-wise
+comparison, which is what PostgreSQL's range partitions use.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+import uuid_utils
+
+PREFIX = "gw_"
+_REQUEST_ID = re.compile(r"gw_[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}")
+
+
+def new_request_id() -> str:
+    """Return a new id, later than every id this process made before."""
+    return PREFIX + uuid_utils.uuid7().hex
+
+
+def is_request_id(text: str) -> bool:
+    """Tell whether `text` has the form of a request id."""
+    return _REQUEST_ID.fullmatch(text) is not None
+
+
+def lower_bound(moment: datetime) -> str:
+    """Return the smallest string that sorts before every id made at or after `moment`."""
+    milliseconds = int(moment.astimezone(UTC).timestamp() * 1000)
+    return f"{PREFIX}{milliseconds:012x}"

@@ -1,0 +1,166 @@
+"""The tables, as SQLAlchemy Core sees them. `migrations/` creates them; a test keeps the two equal.
+
+`audit_events` is the record: it is only ever inserted into, and triggers refuse everything else. `requests` is the
+state that the gateway works with, derived from the same transactions. Both are range-partitioned by request id on
+PostgreSQL, which is why the id leads every key.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine import Dialect
+
+metadata = MetaData()
+
+#: What may be recorded of a request, in the order it can happen.
+KINDS = ("received", "vetoed", "admitted", "started", "completed", "failed", "cancelled", "expired")
+#: After one of these nothing more is recorded of the request.
+TERMINAL_KINDS = ("vetoed", "completed", "failed", "cancelled", "expired")
+STATES = ("queued", "running", "completed", "failed", "cancelled", "expired")
+TERMINAL_STATES = ("completed", "failed", "cancelled", "expired")
+
+
+def quoted(names: tuple[str, ...]) -> str:
+    """Return `names` as an SQL list of string literals."""
+    return ", ".join(f"'{name}'" for name in names)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An instant in UTC; SQLite keeps it as sortable text without offset."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Convert to UTC. A naive value is an error: it would be read as local time."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a datetime without a time zone cannot be stored")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002  as SQLAlchemy calls it
+        """Return the instant with its zone."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+Document = JSON().with_variant(JSONB(), "postgresql")
+
+
+def _id() -> Column[Any]:
+    # Byte-wise collation: it keeps UUIDv7 in time order, and range partitions need an order that no locale changes.
+    return Column("request_id", String(35).with_variant(String(35, collation="C"), "postgresql"), primary_key=True)
+
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", String(40), primary_key=True),
+    Column("organization", String(200), nullable=False),
+    Column("name", String(200), nullable=False),
+    Column("key_hash", LargeBinary(32), nullable=False, unique=True),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("revoked_at", UtcDateTime),
+)
+
+profiles = Table(
+    "profiles",
+    metadata,
+    Column("static_profile_hash", String(64), primary_key=True),
+    Column("organization", String(200), nullable=False),
+    Column("agent_name", String(200), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("model_fingerprint", String(64), nullable=False),
+    Column("static_token_count", Integer, nullable=False),
+    Column("static_token_ids", LargeBinary, nullable=False),
+    Column("data_key", LargeBinary, nullable=False),
+    Column("activated_at", UtcDateTime, nullable=False),
+)
+
+requests = Table(
+    "requests",
+    metadata,
+    _id(),
+    Column("organization", String(200), nullable=False),
+    Column("api_key_id", String(40), nullable=False),
+    Column("agent_name", String(200), nullable=False),
+    Column("static_profile_hash", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("worker", String(200)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("published_at", UtcDateTime, nullable=False),
+    Column("finished_at", UtcDateTime),
+    Column("error_code", String(64)),
+    Column("data_key", LargeBinary),
+    Column("payload", LargeBinary),
+    Column("result", LargeBinary),
+    CheckConstraint(f"state IN ({quoted(STATES)})", name="requests_state"),
+    Index("requests_by_organization", "organization", "request_id"),
+)
+
+audit_events = Table(
+    "audit_events",
+    metadata,
+    _id(),
+    Column("kind", String(16), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("epoch", Integer, nullable=False),
+    Column("occurred_at", UtcDateTime, nullable=False),
+    Column("organization", String(200), nullable=False),
+    Column("api_key_id", String(40), nullable=False),
+    Column("agent_name", String(200)),
+    Column("profile_version", Integer),
+    Column("static_profile_hash", String(64)),
+    Column("task_type", String(200)),
+    Column("sensitivity", String(16)),
+    Column("provider", String(200)),
+    Column("policy", String(64)),
+    Column("reason", String(200)),
+    Column("code", String(64)),
+    Column("project_id", String(200)),
+    Column("artifact_id", String(200)),
+    Column("task_id", String(200)),
+    Column("worker", String(200)),
+    Column("model", String(200)),
+    Column("prompt_tokens", Integer),
+    Column("cached_tokens", Integer),
+    Column("output_tokens", Integer),
+    Column("queued_ms", Float),
+    Column("prefill_ms", Float),
+    Column("first_token_ms", Float),
+    Column("total_ms", Float),
+    Column("payload_sha256", String(64)),
+    Column("details", Document),
+    CheckConstraint(f"kind IN ({quoted(KINDS)})", name="audit_events_kind"),
+    Index("audit_events_by_time", "organization", "occurred_at"),
+    Index(
+        "audit_events_one_terminal",
+        "request_id",
+        unique=True,
+        sqlite_where=text(f"kind IN ({quoted(TERMINAL_KINDS)})"),
+        postgresql_where=text(f"kind IN ({quoted(TERMINAL_KINDS)})"),
+    ),
+)
