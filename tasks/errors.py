@@ -23,6 +23,8 @@ class GatewayError(Exception):
     def __init__(self, detail: str | None = None, **extensions: Any) -> None:
         self.detail = detail or self.title()
         self.extensions: Mapping[str, Any] = extensions
+        #: The request this is about, once it has an id.
+        self.request_id: str | None = None
         super().__init__(self.detail)
 
     @classmethod
@@ -79,7 +81,7 @@ class UnknownAgent(InvalidRequest):
 
     code = "unknown_agent"
     status = 404
-    hint = "GET /v1/models lists the agents this gateway knows; names are case-sensitive."
+    hint = "`agents` lists the names this gateway knows; they are case-sensitive."
 
 
 class InvalidCursor(InvalidRequest):
@@ -219,3 +221,14 @@ class ProfileError(ConfigurationError):
 
     code = "profile_error"
     hint = "Correct the profile's YAML file; docs/profiles.md describes the format."
+
+
+def by_code(code: str | None) -> type[GatewayError]:
+    """Return the class with this stable code; an unknown code, as of a newer release, is a plain GatewayError."""
+    waiting: list[type[GatewayError]] = [GatewayError]
+    while waiting:
+        candidate = waiting.pop()
+        if candidate.code == code:
+            return candidate
+        waiting.extend(candidate.__subclasses__())
+    return GatewayError

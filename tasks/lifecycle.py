@@ -97,9 +97,14 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class NotStarted:
-    """Why a message leads to no attempt. `state` is the request's, or None if there is no such request."""
+    """Why a message leads to no attempt. `state` is the request's, or None if there is no such request.
+
+    `attempt` and `code` are those of the last attempt, for telling watchers again how the request ended.
+    """
 
     state: str | None
+    attempt: int = 0
+    code: str | None = None
 
 
 def start(connection: Connection, request_id: str, epoch: int, worker: str, max_attempts: int) -> Attempt | NotStarted:
@@ -120,16 +125,14 @@ def start(connection: Connection, request_id: str, epoch: int, worker: str, max_
         record(connection, event(attempt.subject, "started", attempt=attempt.number, epoch=epoch, worker=worker))
         return attempt
     row = connection.execute(
-        sa.select(*_SUBJECT, requests.c.state, requests.c.epoch, requests.c.attempt).where(
-            requests.c.request_id == request_id
-        )
+        sa.select(*_SUBJECT, *_PROGRESS).where(requests.c.request_id == request_id)
     ).one_or_none()
     if row is None:
         return NotStarted(None)
     if row.state not in TERMINAL_STATES and row.epoch == epoch:
         finish(connection, Attempt(_subject(row), epoch, row.attempt), "failed", code=AttemptsExhausted.code)
-        return NotStarted("failed")
-    return NotStarted(row.state if row.state in TERMINAL_STATES else "queued")
+        return NotStarted("failed", row.attempt, AttemptsExhausted.code)
+    return NotStarted(row.state, row.attempt, row.error_code)
 
 
 def complete(connection: Connection, attempt: Attempt, result: Result, sealed: bytes) -> bool:
@@ -187,6 +190,7 @@ def find(connection: Connection, request_id: str, organization: str) -> Row[Any]
 
 
 _SUBJECT = (requests.c.request_id, requests.c.organization, requests.c.api_key_id, requests.c.agent_name)
+_PROGRESS = (requests.c.state, requests.c.epoch, requests.c.attempt, requests.c.error_code)
 
 
 def _subject(row: Row[Any]) -> Subject:

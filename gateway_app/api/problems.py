@@ -1,0 +1,74 @@
+"""Errors as RFC 9457 problem details, the same for every path of the native API."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from flask import Flask, Response, json, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed as WerkzeugMethodNotAllowed
+
+from tasks import errors
+
+logger = logging.getLogger(__name__)
+
+_BY_STATUS = {
+    404: errors.NotFound,
+    405: errors.MethodNotAllowed,
+    413: errors.BodyTooLarge,
+    415: errors.UnsupportedMediaType,
+}
+
+
+def install(app: Flask) -> None:
+    """Answer every error of `app` with a problem document."""
+    app.register_error_handler(errors.GatewayError, respond)
+    app.register_error_handler(HTTPException, _from_http)
+    app.register_error_handler(Exception, _from_bug)
+
+
+def describe(error: errors.GatewayError) -> dict[str, Any]:
+    """Return the problem document of `error`."""
+    problem = {
+        "type": f"urn:metaqore:error:{error.code}",
+        "title": error.title(),
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "hint": error.hint,
+        "retryable": error.retryable,
+        **error.extensions,
+    }
+    if error.request_id is not None:
+        problem["request_id"] = error.request_id
+    return problem
+
+
+def respond(error: errors.GatewayError) -> Response:
+    """Answer with `error`."""
+    response = Response(json.dumps(describe(error)), error.status, content_type="application/problem+json")
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(error.retry_after_s)
+    if error.status == errors.Unauthenticated.status:
+        response.headers["WWW-Authenticate"] = 'Bearer realm="metaqore"'
+    return response
+
+
+def _from_http(error: HTTPException) -> Response:
+    kind = _BY_STATUS.get(error.code or 500)
+    if kind is None:
+        kind = errors.InvalidRequest if (error.code or 500) < 500 else errors.GatewayError  # noqa: PLR2004
+    response = respond(kind())
+    if isinstance(error, WerkzeugMethodNotAllowed) and error.valid_methods:
+        response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+    return response
+
+
+def _from_bug(error: Exception) -> Response:
+    # An exception's text may quote what was sent, so only its kind and place are logged.
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "unknown"
+    logger.error("unexpected %s at %s in %s %s", type(error).__name__, where, request.method, request.path)
+    return respond(errors.GatewayError())

@@ -1,0 +1,1 @@
+"""Running a whole gateway on one machine."""

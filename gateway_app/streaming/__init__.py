@@ -1,0 +1,1 @@
+"""Bringing response streams from Redis to clients."""

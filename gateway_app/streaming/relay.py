@@ -1,0 +1,155 @@
+"""One reader a gateway process, for however many clients watch.
+
+A thread blocks in a single XREAD over all watched streams and hands each entry to the subscriptions it is for. To add
+a stream it must be woken: it also reads a small stream of its own, to which `subscribe` adds an entry. So Redis sees
+two connections from a gateway process, whether it has one client or a thousand.
+
+A subscription holds a bounded number of entries. A client slower than that is dropped from the reader, and taken up
+again at its own position once it has caught up: Redis keeps the stream, so nothing need be held for it here.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import uuid
+from collections import defaultdict
+
+import redis
+
+from tasks.stream import FIELD, Cursor, stream_key
+
+logger = logging.getLogger(__name__)
+
+Entry = tuple[Cursor, bytes]
+_BLOCK_MS = 5_000
+_RETRY_S = 0.5
+_COUNT = 256
+_CONTROL_TTL_S = 3600
+
+
+class Subscription:
+    """One client's view of one stream, from its cursor on."""
+
+    def __init__(self, relay: Relay, key: str, cursor: Cursor, limit: int) -> None:
+        self.key = key
+        self.read_to = cursor
+        self._delivered = cursor
+        self._relay = relay
+        self._limit = limit
+        self._entries: queue.SimpleQueue[Entry] = queue.SimpleQueue()
+        self._attached = False
+
+    def next(self, timeout_s: float) -> Entry | None:
+        """Return the next entry, or None if none came within `timeout_s` seconds."""
+        if not self._attached and self._entries.empty():
+            self.read_to, self._attached = self._delivered, True
+            self._relay.attach(self)
+        try:
+            entry = self._entries.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        self._delivered = entry[0]
+        return entry
+
+    def offer(self, entry: Entry) -> bool:
+        """Take an entry from the reader. Returns False if the client is too slow and must be dropped for now."""
+        if entry[0] <= self.read_to:
+            return True
+        if self._entries.qsize() >= self._limit:
+            self._attached = False
+            return False
+        self.read_to = entry[0]
+        self._entries.put(entry)
+        return True
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._relay.detach(self)
+
+
+class Relay:
+    """The reader. `client` is used by its thread alone; `waker` is shared."""
+
+    def __init__(self, client: redis.Redis, waker: redis.Redis, prefix: str, buffer_frames: int) -> None:
+        self._client = client
+        self._waker = waker
+        self._prefix = prefix
+        self._limit = buffer_frames
+        self._control = f"{prefix}relay:{uuid.uuid4().hex}"
+        self._lock = threading.Lock()
+        self._watched: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self._thread: threading.Thread | None = None
+
+    def subscribe(self, request_id: str, cursor: Cursor) -> Subscription:
+        """Return a subscription to the request's stream, after `cursor`. Close it when done."""
+        return Subscription(self, stream_key(self._prefix, request_id), cursor, self._limit)
+
+    def attach(self, subscription: Subscription) -> None:
+        """Have the reader feed `subscription`."""
+        with self._lock:
+            self._watched[subscription.key].add(subscription)
+            if self._thread is None:
+                # Started with the first client: a server that forks its workers must not have forked this thread.
+                self._thread = threading.Thread(target=self._read_forever, name="stream-relay", daemon=True)
+                self._thread.start()
+        self._wake()
+
+    def detach(self, subscription: Subscription) -> None:
+        """Stop feeding `subscription`."""
+        with self._lock:
+            self._drop(subscription)
+
+    def _drop(self, subscription: Subscription) -> None:
+        watchers = self._watched.get(subscription.key)
+        if watchers is not None:
+            watchers.discard(subscription)
+            if not watchers:
+                del self._watched[subscription.key]
+
+    def _wake(self) -> None:
+        try:
+            with self._waker.pipeline(transaction=False) as pipe:
+                pipe.xadd(self._control, {"w": b""}, maxlen=1)
+                pipe.expire(self._control, _CONTROL_TTL_S)
+                pipe.execute()
+        except redis.RedisError:
+            # The reader meets the same fault and reads the new set when it comes back.
+            logger.warning("stream relay could not be woken; it looks again within %d ms", _BLOCK_MS)
+
+    def _read_forever(self) -> None:
+        position = "0-0"
+        failing = False
+        while True:
+            with self._lock:
+                wanted = {
+                    key: str(min(subscription.read_to for subscription in watchers))
+                    for key, watchers in self._watched.items()
+                }
+            try:
+                reply = self._client.xread({self._control: position, **wanted}, count=_COUNT, block=_BLOCK_MS)
+            except redis.RedisError as error:
+                if not failing:
+                    logger.warning("stream relay lost Redis: %s", type(error).__name__)
+                failing = True
+                time.sleep(_RETRY_S)
+                continue
+            if failing:
+                logger.info("stream relay reached Redis again")
+                failing = False
+            for raw_key, entries in reply or ():
+                key = raw_key.decode()
+                if key == self._control:
+                    position = entries[-1][0]
+                else:
+                    self._deliver(key, entries)
+
+    def _deliver(self, key: str, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
+        with self._lock:
+            for subscription in tuple(self._watched.get(key, ())):
+                for raw_id, fields in entries:
+                    if not subscription.offer((Cursor.parse(raw_id.decode()), fields[FIELD])):
+                        self._drop(subscription)
+                        break

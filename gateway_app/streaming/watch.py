@@ -1,0 +1,109 @@
+"""A request's frames in order, from a cursor to the end, wherever they are at the moment.
+
+A running request's frames come from the relay. A finished one's are read from Redis, or, when Redis has forgotten
+them or never got the last one, made again from SQL. A watcher may see the move from one to the other only as frames
+that go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from sqlalchemy.engine import Row
+
+from gateway_app.streaming.relay import Relay
+from tasks import lifecycle
+from tasks.crypto import KeyWrapper, unseal
+from tasks.db import Database
+from tasks.errors import InvalidCursor, NotFound
+from tasks.job import Result
+from tasks.schema import TERMINAL_STATES
+from tasks.stream import FIELD, Cursor, Frame, ended, replay, stream_key
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """Reads requests and their streams, for the organization they belong to."""
+
+    database: Database
+    client: redis.Redis
+    relay: Relay
+    keys: KeyWrapper
+    prefix: str
+    heartbeat_s: float
+
+    def find(self, request_id: str, organization: str) -> Row[Any]:
+        """Return the request's row. Raises NotFound for an unknown id and for another organization's alike."""
+        row = self.database.read(lambda connection: lifecycle.find(connection, request_id, organization))
+        if row is None:
+            raise NotFound("there is no such task")
+        return row
+
+    def result(self, row: Row[Any]) -> Result | None:
+        """Return the answer stored for a request, if it has one."""
+        if row.result is None:
+            return None
+        data_key = self.keys.unwrap(row.data_key, row.request_id)
+        return Result.model_validate_json(unseal(data_key, row.result, f"result:{row.request_id}"))
+
+    def frames(self, row: Row[Any], cursor: Cursor) -> Iterable[Frame | None]:
+        """Return the frames after `cursor` up to the terminal one; None marks a silence of `heartbeat_s` seconds.
+
+        Of a finished request it is a list, empty if `cursor` is at the end.
+
+        Raises InvalidCursor if the stream has not come as far as `cursor`.
+        """
+        if cursor.attempt > row.attempt:
+            raise InvalidCursor
+        if row.state in TERMINAL_STATES:
+            stored = self._stored(row)
+            if cursor > stored[-1].cursor:
+                raise InvalidCursor
+            return [frame for frame in stored if frame.cursor > cursor]
+        return self._live(row, cursor)
+
+    def _live(self, row: Row[Any], cursor: Cursor) -> Iterator[Frame | None]:
+        data_key = self.keys.unwrap(row.data_key, row.request_id)
+        subscription = self.relay.subscribe(row.request_id, cursor)
+        try:
+            while True:
+                entry = subscription.next(self.heartbeat_s)
+                if entry is not None:
+                    cursor = entry[0]
+                    frame = Frame.unseal(data_key, row.request_id, *entry)
+                    yield frame
+                    if frame.terminal:
+                        return
+                    continue
+                yield None
+                # Silence: perhaps the request ended without a word, its worker lost after the commit.
+                row = self.find(row.request_id, row.organization)
+                if row.state in TERMINAL_STATES:
+                    yield from (frame for frame in self._stored(row) if frame.cursor > cursor)
+                    return
+        finally:
+            subscription.close()
+
+    def _stored(self, row: Row[Any]) -> list[Frame]:
+        """Return all frames of a finished request."""
+        frames = self._in_redis(row)
+        if frames and frames[-1].terminal:
+            return frames
+        result = self.result(row)
+        if result is not None:
+            return list(replay(row.attempt, result))
+        return [ended(row.attempt, row.state, row.error_code)]
+
+    def _in_redis(self, row: Row[Any]) -> list[Frame]:
+        try:
+            entries = self.client.xrange(stream_key(self.prefix, row.request_id))
+        except redis.RedisError:
+            return []
+        data_key = self.keys.unwrap(row.data_key, row.request_id)
+        return [
+            Frame.unseal(data_key, row.request_id, Cursor.parse(raw_id.decode()), fields[FIELD])
+            for raw_id, fields in entries
+        ]

@@ -1,0 +1,1 @@
+"""The queue: one Redis list a profile hash, behind one Celery queue."""

@@ -1,0 +1,120 @@
+"""A job as a Celery message: small, signed, and encrypted where it carries text.
+
+The message holds ids, epoch and hash in the open, for the queue to route and the worker to check, and the dynamic
+part of the prompt and the sampling sealed with the request's data key. The profile's static part is not in it: the
+worker has it by its hash. The signature covers every field, so that only a gateway can queue work.
+
+The message is built in Celery's protocol 2, and `argsrepr`, which Celery logs and Flower shows, is the id alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from tasks.crypto import DecryptionFailed, KeyWrapper, Signer, seal, unseal
+from tasks.errors import MessageRejected
+from tasks.job import Job, Prompt, Sampling
+from tasks.prompts.packing import pack, unpack
+from tasks.queueing.keys import FAMILY, TASK_NAME
+
+VERSION = 1
+_SIGNED = ("v", "id", "epoch", "organization", "hash", "tokens", "published_at", "key", "sealed")
+
+
+class MessageCodec:
+    """Writes and reads job messages. Gateway and workers share its secrets."""
+
+    def __init__(self, signer: Signer, keys: KeyWrapper) -> None:
+        self._signer = signer
+        self._keys = keys
+
+    def encode(self, job: Job, wrapped_key: bytes) -> str:
+        """Return the message, as JSON, that asks a worker to run `job`."""
+        secret = {"dynamic": _text(pack(job.prompt.dynamic_token_ids)), "sampling": job.sampling.model_dump()}
+        envelope: dict[str, Any] = {
+            "v": VERSION,
+            "id": job.request_id,
+            "epoch": job.epoch,
+            "organization": job.organization,
+            "hash": job.prompt.static_profile_hash,
+            "tokens": job.prompt.token_count,
+            "published_at": job.published_at,
+            "key": _text(wrapped_key),
+            "sealed": _text(seal(job.data_key, json.dumps(secret).encode(), f"job:{job.request_id}")),
+        }
+        envelope["signature"] = _text(self._signer.sign(_signed_content(envelope)))
+        return _celery_message(job, envelope)
+
+    def decode(self, envelope: Any) -> Job:
+        """Return the job of an envelope. Raises MessageRejected if a gateway did not write it as it is."""
+        try:
+            if envelope["v"] != VERSION:
+                raise MessageRejected("the message has another version")
+            if not self._signer.verifies(_signed_content(envelope), _bytes(envelope["signature"])):
+                raise MessageRejected("the message's signature is wrong")
+            request_id = envelope["id"]
+            data_key = self._keys.unwrap(_bytes(envelope["key"]), request_id)
+            secret = json.loads(unseal(data_key, _bytes(envelope["sealed"]), f"job:{request_id}"))
+            prompt = Prompt(envelope["hash"], tuple(unpack(_bytes(secret["dynamic"]))), envelope["tokens"])
+            return Job(
+                request_id=request_id,
+                epoch=envelope["epoch"],
+                organization=envelope["organization"],
+                prompt=prompt,
+                sampling=Sampling.model_validate(secret["sampling"]),
+                published_at=envelope["published_at"],
+                data_key=data_key,
+            )
+        except (KeyError, TypeError, ValueError, ValidationError, binascii.Error, DecryptionFailed) as error:
+            raise MessageRejected(f"the message cannot be read: {type(error).__name__}") from None
+
+
+def _celery_message(job: Job, envelope: dict[str, Any]) -> str:
+    body = json.dumps([[envelope], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+    message = {
+        "body": _text(body.encode()),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {
+            "lang": "py",
+            "task": TASK_NAME,
+            "id": job.request_id,
+            "root_id": job.request_id,
+            "parent_id": None,
+            "group": None,
+            "retries": 0,
+            "timelimit": [None, None],
+            "eta": None,
+            "expires": None,
+            "argsrepr": job.request_id,
+            "kwargsrepr": "{}",
+            "ignore_result": True,
+        },
+        "properties": {
+            "correlation_id": job.request_id,
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": FAMILY, "routing_key": f"{FAMILY}.{job.prompt.static_profile_hash}"},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": f"{job.request_id}:{job.epoch}",
+            "published_at": job.published_at,
+        },
+    }
+    return json.dumps(message, separators=(",", ":"))
+
+
+def _signed_content(envelope: dict[str, Any]) -> bytes:
+    return json.dumps([envelope[name] for name in _SIGNED], separators=(",", ":")).encode()
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)

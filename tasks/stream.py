@@ -1,0 +1,113 @@
+"""The response stream: what a request's watchers see, frame by frame.
+
+A frame's id is `<attempt>-<sequence>`. It is at once the Redis stream id, SSE's `id`, and the cursor a client comes
+back with. Redis refuses ids that do not grow, so a worker that was given up for lost cannot write into the attempt
+that replaced it. Frames are sealed with the request's data key. The first frame of an attempt is number 0, text
+follows from 1, and the terminal frame comes last; where there is no answer, it has the highest number there can be, so that
+it follows whatever text was shown.
+
+After Redis has forgotten a stream, `replay` makes the same frames, with the same ids, from the stored result.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tasks.crypto import seal, unseal
+from tasks.errors import InvalidCursor, by_code
+from tasks.job import Result
+
+#: The field of a Redis stream entry that holds the sealed frame.
+FIELD = b"f"
+TERMINAL_EVENTS = frozenset({"completed", "failed", "cancelled", "expired"})
+_CURSOR = re.compile(r"(\d{1,10})-(\d{1,15})")
+
+
+class Cursor(NamedTuple):
+    """A position in a stream; cursors order as frames do. The smallest is before every frame."""
+
+    attempt: int
+    sequence: int
+
+    def __str__(self) -> str:
+        """Return the form that Redis, SSE and clients use."""
+        return f"{self.attempt}-{self.sequence}"
+
+    @classmethod
+    def parse(cls, text: str | None) -> Cursor:
+        """Read a client's cursor; None or an empty text is the start. Raises InvalidCursor."""
+        if not text:
+            return START
+        match = _CURSOR.fullmatch(text.strip())
+        if match is None or not text.isascii():
+            raise InvalidCursor
+        return cls(int(match[1]), int(match[2]))
+
+
+START = Cursor(0, 0)
+_LAST_SEQUENCE = 10**15 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One event of a stream: `started`, `reset`, `delta`, or a terminal one."""
+
+    cursor: Cursor
+    event: str
+    data: Mapping[str, Any]
+
+    @property
+    def terminal(self) -> bool:
+        """Tell whether nothing follows this frame."""
+        return self.event in TERMINAL_EVENTS
+
+    def seal(self, data_key: bytes, request_id: str) -> bytes:
+        """Return the frame encrypted, bound to its place in the stream."""
+        content = json.dumps([self.event, self.data], ensure_ascii=False, separators=(",", ":"))
+        return seal(data_key, content.encode(), _context(request_id, self.cursor))
+
+    @classmethod
+    def unseal(cls, data_key: bytes, request_id: str, cursor: Cursor, sealed: bytes) -> Frame:
+        """Return the frame of `seal`. Raises DecryptionFailed if it was altered or moved."""
+        event, data = json.loads(unseal(data_key, sealed, _context(request_id, cursor)))
+        return cls(cursor, event, data)
+
+
+def stream_key(prefix: str, request_id: str) -> str:
+    """Return the Redis key of a request's stream."""
+    return f"{prefix}stream:{request_id}"
+
+
+def opening(attempt: int) -> Frame:
+    """Return an attempt's first frame: `reset` tells clients to drop the text of the attempt before."""
+    return Frame(Cursor(attempt, 0), "started" if attempt == 1 else "reset", {"attempt": attempt})
+
+
+def completed(cursor: Cursor, result: Result) -> Frame:
+    """Return the terminal frame of an answered request."""
+    facts = result.model_dump(include={"finish_reason", "model", "usage", "timings"})
+    return Frame(cursor, "completed", facts)
+
+
+def ended(attempt: int, state: str, code: str | None) -> Frame:
+    """Return the terminal frame of a request that has no answer."""
+    message = by_code(code).title() if code else f"The request was {state}."
+    return Frame(Cursor(attempt, _LAST_SEQUENCE), state, {"code": code, "message": message})
+
+
+def replay(attempt: int, result: Result) -> Iterator[Frame]:
+    """Make an answered request's frames again, as its last attempt wrote them."""
+    yield opening(attempt)
+    position = sequence = 0
+    for sequence, length in enumerate(result.cuts, start=1):
+        yield Frame(Cursor(attempt, sequence), "delta", {"text": result.text[position : position + length]})
+        position += length
+    yield completed(Cursor(attempt, sequence + 1), result)
+
+
+def _context(request_id: str, cursor: Cursor) -> str:
+    return f"frame:{request_id}:{cursor}"

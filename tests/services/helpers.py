@@ -1,0 +1,60 @@
+"""What every test of a real service needs: the package it comes in, a free port, and patience."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+T = TypeVar("T")
+#: Outside the range the kernel takes client ports from. Inside it, a client that knocks on a stopped server's port may
+#: be given that very port, connect to itself, and keep the server from coming back.
+PORTS = range(20_000, 32_000)
+POLL_S = 0.01
+
+
+def require(module_name: str) -> Path:
+    """Return the folder of package `module_name`, without importing it.
+
+    Where it is missing the test is skipped, but fails if the environment says CI: there, nothing may be left out.
+    """
+    spec = importlib.util.find_spec(module_name)
+    if spec is None or not spec.submodule_search_locations:
+        message = f"package {module_name} is not installed"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return Path(spec.submodule_search_locations[0])
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback address on which nobody listens, below the kernel's client ports."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+
+
+def wait_until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
+    """Return the first true value of `predicate`, called again and again.
+
+    Raises TimeoutError, which says `what` did not come.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not (value := predicate()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout_s:g} s for {what}")
+        time.sleep(POLL_S)
+    return value
