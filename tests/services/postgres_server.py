@@ -7,7 +7,6 @@ import pwd
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 
 import psycopg
 from psycopg import sql
@@ -100,12 +99,15 @@ class PostgresServer(Server):
 
     def _run(self, program: str, *arguments: str) -> None:
         """Run one of PostgreSQL's programs to its end, as the server's user. Raises RuntimeError with its output."""
-        command = [str(self._programs / program), *arguments]
-        if self.uid == os.getuid():
-            done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder)
-        else:
-            done = subprocess.run(
-                command, capture_output=True, text=True, cwd=self.folder, user=self.uid, group=self.gid, extra_groups=[]
-            )
+        # Who is not root may not even ask to become itself.
+        user = {} if self.uid == os.getuid() else {"user": self.uid, "group": self.gid, "extra_groups": []}
+        done = subprocess.run(
+            [str(self._programs / program), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            check=False,
+            **user,  # type: ignore[call-overload]
+        )
         if done.returncode != 0:
             raise RuntimeError(f"{program} ended with {done.returncode}: {done.stderr}")

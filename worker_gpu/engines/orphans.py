@@ -85,7 +85,12 @@ def _die_with(parent_pid: int) -> None:
     """Ask Linux for SIGKILL at the parent's death; end at once if it is dead already."""
     if sys.platform != "linux":
         return
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+    if (
+        ctypes.CDLL(None, use_errno=True).prctl(
+            PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0
+        )
+        != 0
+    ):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     # A parent that died before the call sends nothing: its children belong to another process by now.
     if os.getppid() != parent_pid:
@@ -108,12 +113,16 @@ def end(processes: Iterable[psutil.Process], timeout_s: float) -> None:
     import psutil
 
     for process in still_running(processes, timeout_s):
-        logger.warning("engine process %d did not end by itself, killing it", process.pid)
+        logger.warning(
+            "engine process %d did not end by itself, killing it", process.pid
+        )
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
-def still_running(processes: Iterable[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+def still_running(
+    processes: Iterable[psutil.Process], timeout_s: float
+) -> list[psutil.Process]:
     """Wait for processes to end; return those that have not after `timeout_s` seconds.
 
     Zombies have ended: in a container without an init process, nobody may ever collect them.
