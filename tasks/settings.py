@@ -15,11 +15,19 @@ import difflib
 import functools
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, JsonConfigSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from tasks.errors import ConfigurationError
 
@@ -32,7 +40,6 @@ CACHE_HOME = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() /
 DEFAULT_MODEL = CACHE_HOME / "models" / "SmolLM2-135M-Instruct"
 
 ExpandedPath = Annotated[Path, AfterValidator(Path.expanduser)]
-Policy = Literal["default_local_first", "enterprise_residency", "compliance_local_only"]
 
 
 class Group(BaseModel):
@@ -46,7 +53,7 @@ class GatewayGroup(Group):
 
     host: str = "0.0.0.0"  # noqa: S104  the blueprint's default; bin/run overrides it to loopback
     port: int = Field(default=8080, ge=1, le=65535)
-    request_queue_url: str = "redis://127.0.0.1:6379/0"
+    request_queue_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     key_prefix: str = Field(default="metaqore:", max_length=64, description="Before every Redis key.")
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
     threads: int = Field(default=64, ge=1, le=4096, description="Requests one web process handles at once.")
@@ -80,7 +87,7 @@ class SchedulingGroup(Group):
 class DatabaseGroup(Group):
     """Where requests and audit events are kept: sqlite:/// for one host, postgresql:// for a fleet."""
 
-    url: str = "sqlite:///var/gateway.db"
+    url: str = Field(default="sqlite:///var/gateway.db", repr=False)
     pool_size: int = Field(default=8, ge=1, description="Connections for reading; writing has one of its own.")
     group_commit_max: int = Field(default=200, ge=1, description="Requests that may share one commit.")
     timeout_s: float = Field(default=5.0, gt=0, description="Longest wait for a connection, a lock or a statement.")
@@ -194,56 +201,92 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **others: PydanticBaseSettingsSource
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  pydantic passes all four by name
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order the sources: the short URLs, the environment, the file."""
-        return (init_settings, others["env_settings"], JsonConfigSettingsSource(settings_cls, json_file=_config_file()))
+        return (init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=_read_file()))
 
 
 def _config_file() -> Path:
     return Path(os.environ.get(CONFIG_VARIABLE, "gateway.json")).expanduser()
 
 
+def _known_keys() -> dict[str, tuple[str, ...]]:
+    """Return the keys of each group."""
+    groups = {name: field.annotation for name, field in Settings.model_fields.items()}
+    return {name: tuple(group.model_fields) for name, group in groups.items() if group and issubclass(group, Group)}
+
+
+def _read_file() -> dict[str, dict[str, Any]]:
+    """Return the groups of the configuration file. Raises ConfigurationError, naming what is wrong with it."""
+    path = _config_file()
+    if CONFIG_VARIABLE not in os.environ and not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"), object_pairs_hook=_without_duplicates)
+    except FileNotFoundError:
+        raise ConfigurationError(f"{CONFIG_VARIABLE} names {path}, which does not exist") from None
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} must hold a JSON object of setting groups")
+    for group, values in content.items():
+        # Merging would drop a group of another kind without a word where the environment gives a key of it.
+        if group in Settings.model_fields and not isinstance(values, dict):
+            raise ConfigurationError(f"{path}: {group} must be a JSON object")
+    return content
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise ValueError(f"{', '.join(sorted(repeated))} given more than once")
+    return dict(pairs)
+
+
+def _problem(item: ErrorDetails) -> str:
+    name = ".".join(map(str, item["loc"])) or "settings"
+    if item["type"] != "extra_forbidden":
+        return f"{name}: {item['msg']}"
+    known = [*Settings.model_fields, *(f"{group}.{key}" for group, keys in _known_keys().items() for key in keys)]
+    return f"{name}: no such setting{_suggestion(name, known)}"
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def _refuse_unknown_variables() -> None:
     """Raise ConfigurationError for a METAQORE_ variable that no setting has: most are typing errors."""
-    known = {
-        f"{PREFIX}{group}__{key}".upper(): None
-        for group, field in Settings.model_fields.items()
-        for key in field.annotation.model_fields  # type: ignore[union-attr]  every group is a model
-    }
+    known = [f"{PREFIX}{group}__{key}".upper() for group, keys in _known_keys().items() for key in keys]
     for name in os.environ:
-        if name.startswith(PREFIX) and name != CONFIG_VARIABLE and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ConfigurationError(
-                f"environment variable {name} is no setting" + (f"; did you mean {near[0]}?" if near else "")
-            )
+        if name.upper().startswith(PREFIX) and name != CONFIG_VARIABLE and name not in known:
+            raise ConfigurationError(f"environment variable {name} is no setting{_suggestion(name.upper(), known)}")
 
 
 def load() -> Settings:
     """Read and validate the configuration. Raises ConfigurationError, naming each bad key."""
     _refuse_unknown_variables()
-    short: dict[str, dict[str, Any]] = {}
+    short: dict[str, Any] = {}
     if url := os.environ.get("REDIS_URL"):
         short["gateway"] = {"request_queue_url": url}
     if url := os.environ.get("DATABASE_URL"):
         short["database"] = {"url": url}
-    path = _config_file()
-    if CONFIG_VARIABLE in os.environ and not path.exists():
-        raise ConfigurationError(f"{CONFIG_VARIABLE} names {path}, which does not exist")
     try:
         return Settings(**short)
     except ValidationError as error:
         # Values stay out of the message: they may be passwords in URLs.
-        problems = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'settings'}: "
-            + ("no such setting" if item["type"] == "extra_forbidden" else item["msg"])
-            for item in error.errors(include_input=False, include_url=False)
-        )
-        raise ConfigurationError(f"bad configuration ({path} or environment): {problems}") from None
-    except json.JSONDecodeError as error:
-        raise ConfigurationError(f"{path} is not valid JSON: {error}") from None
-    except (OSError, UnicodeDecodeError, ValueError, TypeError) as error:
-        raise ConfigurationError(f"bad configuration ({path} or environment): {error}") from None
+        problems = "; ".join(_problem(item) for item in error.errors(include_input=False, include_url=False))
+        raise ConfigurationError(f"bad configuration ({_config_file()} or environment): {problems}") from None
+    except SettingsError as error:
+        raise ConfigurationError(f"bad configuration in the environment: {error}") from None
 
 
 @functools.cache
