@@ -64,11 +64,7 @@ def make_tiny_model(directory: Path, seed: int = 0) -> Path:
     tokenizer = _train_tokenizer()
     tokenizer.save(str(directory / "tokenizer.json"))
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-    ends = {
-        "bos_token_id": ids["<|im_start|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "pad_token_id": ids["<|im_end|>"],
-    }
+    ends = {"bos_token_id": ids["<|im_start|>"], "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|im_end|>"]}
     _write_json(
         directory / "tokenizer_config.json",
         {
@@ -103,11 +99,7 @@ def make_tiny_model(directory: Path, seed: int = 0) -> Path:
         },
     )
     _write_json(directory / "generation_config.json", ends)
-    _write_weights(
-        directory / "model.safetensors",
-        _shapes(tokenizer.get_vocab_size()),
-        random.Random(seed),
-    )
+    _write_weights(directory / "model.safetensors", _shapes(tokenizer.get_vocab_size()), random.Random(seed))
     return directory
 
 
@@ -133,13 +125,8 @@ def _shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
     }
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}."
-        shapes |= {
-            f"{prefix}self_attn.{name}_proj.weight": (HIDDEN, HIDDEN) for name in "qkvo"
-        }
-        shapes |= {
-            f"{prefix}mlp.{name}_proj.weight": (INTERMEDIATE, HIDDEN)
-            for name in ("gate", "up")
-        }
+        shapes |= {f"{prefix}self_attn.{name}_proj.weight": (HIDDEN, HIDDEN) for name in "qkvo"}
+        shapes |= {f"{prefix}mlp.{name}_proj.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
         shapes |= {
             f"{prefix}mlp.down_proj.weight": (HIDDEN, INTERMEDIATE),
             f"{prefix}input_layernorm.weight": (HIDDEN,),
@@ -148,30 +135,19 @@ def _shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _write_weights(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], rng: random.Random
-) -> None:
+def _write_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], rng: random.Random) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     values = array("f")
     for name, shape in shapes.items():
         start = len(values)
         if len(shape) == 1:
-            values.extend(
-                [1.0] * shape[0]
-            )  # Normalisation weights: 1 leaves the scale as it is.
+            values.extend([1.0] * shape[0])  # Normalisation weights: 1 leaves the scale as it is.
         elif name == EMBEDDING:
-            special = (
-                len(SPECIAL_TOKENS) * HIDDEN
-            )  # The trainer gives special tokens the first ids.
+            special = len(SPECIAL_TOKENS) * HIDDEN  # The trainer gives special tokens the first ids.
             values.extend([0.0] * special)
-            values.extend(
-                rng.gauss(0.0, EMBEDDING_SPREAD)
-                for _ in range(shape[0] * shape[1] - special)
-            )
+            values.extend(rng.gauss(0.0, EMBEDDING_SPREAD) for _ in range(shape[0] * shape[1] - special))
         else:
-            values.extend(
-                rng.gauss(0.0, WEIGHT_SPREAD) for _ in range(shape[0] * shape[1])
-            )
+            values.extend(rng.gauss(0.0, WEIGHT_SPREAD) for _ in range(shape[0] * shape[1]))
         offsets = [start * values.itemsize, len(values) * values.itemsize]
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": offsets}
     encoded = json.dumps(header).encode()

@@ -131,9 +131,7 @@ class Runtime:
         if self._running:
             logger.info("waiting up to %.0f s for %d running requests", DRAIN_S, len(self._running))
             await asyncio.wait(self._running.values(), timeout=DRAIN_S)
-        for task in (*self._running.values(), *self._background):
-            task.cancel()
-        await asyncio.gather(*self._running.values(), *self._background, return_exceptions=True)
+        await _cancel([*self._running.values(), *self._background])
         await self._engine.stop()
         try:
             await self._redis.delete(self._keys.heartbeat(self._worker))
@@ -171,3 +169,11 @@ class Runtime:
             except redis.RedisError as error:
                 logger.warning("redis did not take it: %s", type(error).__name__)
             await asyncio.sleep(every_s)
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they end: a client library may turn a cancellation into an error of its own."""
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=0.5)

@@ -37,16 +37,10 @@ def _simulated(settings: Settings) -> Engine:
         "max_num_seqs": engine.max_num_seqs,
         "max_model_len": engine.max_model_len or SIMULATED_MODEL_LEN,
         "max_batch_tokens": settings.scheduling.max_batch_tokens,
-        **(
-            {}
-            if caching.kv_cache_enabled and caching.static_prefix_caching
-            else {"cache_blocks": 0}
-        ),
+        **({} if caching.kv_cache_enabled and caching.static_prefix_caching else {"cache_blocks": 0}),
         **engine.options,
     }
     try:
         return SimulatedEngine(engine.model_name, **arguments)
     except TypeError as error:
-        raise ConfigurationError(
-            f"engine.options does not fit the simulated engine: {error}"
-        ) from None
+        raise ConfigurationError(f"engine.options does not fit the simulated engine: {error}") from None

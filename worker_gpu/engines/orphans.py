@@ -85,12 +85,7 @@ def _die_with(parent_pid: int) -> None:
     """Ask Linux for SIGKILL at the parent's death; end at once if it is dead already."""
     if sys.platform != "linux":
         return
-    if (
-        ctypes.CDLL(None, use_errno=True).prctl(
-            PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0
-        )
-        != 0
-    ):
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     # A parent that died before the call sends nothing: its children belong to another process by now.
     if os.getppid() != parent_pid:
@@ -109,20 +104,21 @@ def with_descendants(processes: Iterable[psutil.Process]) -> list[psutil.Process
 
 
 def end(processes: Iterable[psutil.Process], timeout_s: float) -> None:
-    """Wait for processes that were told to end. Those still running after `timeout_s` seconds are killed."""
+    """Wait for processes that were told to end. Those still running after `timeout_s` seconds are killed.
+
+    Takes up to twice `timeout_s`, as a process that holds much memory needs a while to end even then.
+    """
     import psutil
 
-    for process in still_running(processes, timeout_s):
-        logger.warning(
-            "engine process %d did not end by itself, killing it", process.pid
-        )
+    stubborn = still_running(processes, timeout_s)
+    for process in stubborn:
+        logger.warning("engine process %d did not end by itself, killing it", process.pid)
         with suppress(psutil.NoSuchProcess):
             process.kill()
+    still_running(stubborn, timeout_s)
 
 
-def still_running(
-    processes: Iterable[psutil.Process], timeout_s: float
-) -> list[psutil.Process]:
+def still_running(processes: Iterable[psutil.Process], timeout_s: float) -> list[psutil.Process]:
     """Wait for processes to end; return those that have not after `timeout_s` seconds.
 
     Zombies have ended: in a container without an init process, nobody may ever collect them.

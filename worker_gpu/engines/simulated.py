@@ -31,10 +31,7 @@ PREFILL_TOKENS_PER_S = 25_000.0
 STEP_S = 0.005
 STEP_S_PER_SEQUENCE = 0.000_03
 
-SHORTEST_TOKENS, LONGEST_TOKENS = (
-    24,
-    320,
-)  # Answers end by themselves at a length between these.
+SHORTEST_TOKENS, LONGEST_TOKENS = 24, 320  # Answers end by themselves at a length between these.
 PHRASE = "the queue holds each request until one worker takes it and streams its answer back in order ."
 WORDS = PHRASE.split()
 
@@ -64,10 +61,7 @@ class PrefixCache:
 
     def match(self, blocks: list[bytes]) -> int:
         """Return how many leading blocks are known, and count them as used."""
-        known = next(
-            (index for index, block in enumerate(blocks) if block not in self._blocks),
-            len(blocks),
-        )
+        known = next((index for index, block in enumerate(blocks) if block not in self._blocks), len(blocks))
         self.add(blocks[:known])
         return known
 
@@ -111,9 +105,7 @@ class SimulatedEngine:
 
     async def start(self) -> None:
         """Begin to run steps."""
-        self._loop_task = asyncio.create_task(
-            self._run_steps(), name="simulated-engine"
-        )
+        self._loop_task = asyncio.create_task(self._run_steps(), name="simulated-engine")
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Run one request; see Engine.generate. Raises PromptTooLong if no token could be added to the prompt."""
@@ -121,9 +113,7 @@ class SimulatedEngine:
         prompt = request.prompt_token_ids
         if len(prompt) >= self.limits.max_model_len:
             raise PromptTooLong()
-        pieces, finish_reason = answer(
-            prompt, request.sampling, self.limits.max_model_len - len(prompt)
-        )
+        pieces, finish_reason = answer(prompt, request.sampling, self.limits.max_model_len - len(prompt))
         blocks = block_hashes(prompt, request.cache_salt, self.limits.block_size)
         sequence = _Sequence(blocks, len(prompt), pieces, finish_reason)
         self._waiting.append(sequence)
@@ -159,14 +149,8 @@ class SimulatedEngine:
                 began = clock()
                 self._admit(began)
                 running = list(self._running)
-                step_s = (
-                    STEP_S
-                    + STEP_S_PER_SEQUENCE * len(running)
-                    + self._prefill() / PREFILL_TOKENS_PER_S
-                )
-                await asyncio.sleep(
-                    max(0.0, began + step_s * self._time_scale - clock())
-                )
+                step_s = STEP_S + STEP_S_PER_SEQUENCE * len(running) + self._prefill() / PREFILL_TOKENS_PER_S
+                await asyncio.sleep(max(0.0, began + step_s * self._time_scale - clock()))
                 # A request that is aborted during the step, or whose prompt is not done, gets no token.
                 for sequence in running:
                     if sequence in self._running and not sequence.to_compute:
@@ -179,9 +163,7 @@ class SimulatedEngine:
         while self._waiting and len(self._running) < self.limits.max_num_seqs:
             sequence = self._waiting.popleft()
             # As in vLLM, the last prompt token is always computed, since its output is needed.
-            usable = sequence.blocks[
-                : (sequence.to_compute - 1) // self.limits.block_size
-            ]
+            usable = sequence.blocks[: (sequence.to_compute - 1) // self.limits.block_size]
             sequence.cached_tokens = self._cache.match(usable) * self.limits.block_size
             sequence.to_compute -= sequence.cached_tokens
             sequence.scheduled_at = now
@@ -189,11 +171,7 @@ class SimulatedEngine:
 
     def _prefill(self) -> int:
         """Share this step's budget among the prompts, first come first served; return the tokens computed."""
-        budget = left = max(
-            1,
-            self._max_batch_tokens
-            - sum(not sequence.to_compute for sequence in self._running),
-        )
+        budget = left = max(1, self._max_batch_tokens - sum(not sequence.to_compute for sequence in self._running))
         for sequence in self._running:
             share = min(sequence.to_compute, left)
             sequence.to_compute -= share
@@ -206,14 +184,8 @@ class SimulatedEngine:
             self._cache.add(sequence.blocks)
         text = sequence.pieces[sequence.said]
         sequence.said += 1
-        reason = (
-            sequence.finish_reason if sequence.said == len(sequence.pieces) else None
-        )
-        sequence.deltas.put_nowait(
-            Delta(
-                text, sequence.said, sequence.cached_tokens, sequence.prefill_s, reason
-            )
-        )
+        reason = sequence.finish_reason if sequence.said == len(sequence.pieces) else None
+        sequence.deltas.put_nowait(Delta(text, sequence.said, sequence.cached_tokens, sequence.prefill_s, reason))
         if reason:
             self._running.remove(sequence)
 
@@ -222,25 +194,14 @@ def block_hashes(token_ids: list[int], cache_salt: str, block_size: int) -> list
     """Return the chained hash of each full block; the salt, which begins the chain, is part of all of them."""
     parent, hashes = hashlib.sha256(cache_salt.encode()).digest(), []
     for start in range(0, len(token_ids) - block_size + 1, block_size):
-        parent = hashlib.sha256(
-            parent + array("Q", token_ids[start : start + block_size]).tobytes()
-        ).digest()
+        parent = hashlib.sha256(parent + array("Q", token_ids[start : start + block_size]).tobytes()).digest()
         hashes.append(parent)
     return hashes
 
 
-def answer(
-    prompt: list[int], sampling: Sampling, room: int
-) -> tuple[list[str], FinishReason]:
+def answer(prompt: list[int], sampling: Sampling, room: int) -> tuple[list[str], FinishReason]:
     """Return the answer's tokens as text, at most `room` of them, and how it ends."""
-    rng = random.Random(
-        hashlib.sha256(
-            f"{sampling.seed}/".encode() + array("Q", prompt).tobytes()
-        ).digest()
-    )
-    length, allowed = (
-        rng.randint(SHORTEST_TOKENS, LONGEST_TOKENS),
-        min(sampling.max_tokens, room),
-    )
+    rng = random.Random(hashlib.sha256(f"{sampling.seed}/".encode() + array("Q", prompt).tobytes()).digest())
+    length, allowed = rng.randint(SHORTEST_TOKENS, LONGEST_TOKENS), min(sampling.max_tokens, room)
     pieces = [f"{rng.choice(WORDS)} " for _ in range(min(length, allowed))]
     return pieces, "stop" if length <= allowed else "length"

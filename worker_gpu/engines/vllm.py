@@ -49,9 +49,7 @@ class VllmEngine:
     def __init__(self, settings: Settings) -> None:
         """Take the configuration; nothing is loaded before `start`."""
         self._settings = settings
-        self._thread = ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix="vllm-owner"
-        )
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vllm-owner")
         self._llm: Any = None
         self._limits: EngineLimits | None = None
         self._processes: list[psutil.Process] = []
@@ -87,9 +85,7 @@ class VllmEngine:
             from vllm.platforms import current_platform
             from vllm.v1.engine.async_llm import AsyncLLM
         except Exception as error:
-            raise ConfigurationError(
-                f"vLLM is installed but cannot be imported: {error}"
-            ) from error
+            raise ConfigurationError(f"vLLM is installed but cannot be imported: {error}") from error
         if on_cpu := current_platform.is_cpu():
             _set_cpu_environment()
         before = {process.pid for process in multiprocessing.active_children()}
@@ -98,9 +94,7 @@ class VllmEngine:
                 arguments = AsyncEngineArgs(**engine_arguments(self._settings, on_cpu))
                 config = arguments.create_engine_config()
             except Exception as error:
-                raise ConfigurationError(
-                    f"vLLM refuses the engine settings: {error}"
-                ) from error
+                raise ConfigurationError(f"vLLM refuses the engine settings: {error}") from error
             try:
                 self._llm = AsyncLLM.from_vllm_config(
                     config,
@@ -110,14 +104,8 @@ class VllmEngine:
             except Exception as error:
                 raise EngineDead(f"vLLM could not start: {error}") from error
             finally:
-                started = {
-                    child.pid for child in multiprocessing.active_children()
-                } - before
-                self._processes = [
-                    psutil.Process(pid)
-                    for pid in started
-                    if pid and psutil.pid_exists(pid)
-                ]
+                started = {child.pid for child in multiprocessing.active_children()} - before
+                self._processes = [psutil.Process(pid) for pid in started if pid and psutil.pid_exists(pid)]
         self._limits = EngineLimits(
             max_model_len=config.model_config.max_model_len,
             max_num_seqs=config.scheduler_config.max_num_seqs,
@@ -132,26 +120,17 @@ class VllmEngine:
             raise PromptTooLong()
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        prompt = {
-            "prompt_token_ids": request.prompt_token_ids,
-            "cache_salt": request.cache_salt,
-        }
+        prompt = {"prompt_token_ids": request.prompt_token_ids, "cache_salt": request.cache_salt}
         output_tokens = 0
         self._running.add(request.request_id)
         try:
-            outputs = self._llm.generate(
-                prompt, sampling_params(request.sampling), request.request_id
-            )
+            outputs = self._llm.generate(prompt, sampling_params(request.sampling), request.request_id)
             async with aclosing(outputs):
                 async for output in outputs:
                     completion = output.outputs[0]
                     reason = completion.finish_reason
                     if reason not in (None, "stop", "length"):
-                        raise (
-                            EngineDead()
-                            if self._stopping
-                            else EngineFailed(f"the model engine ended it: {reason}")
-                        )
+                        raise EngineDead() if self._stopping else EngineFailed(f"the model engine ended it: {reason}")
                     output_tokens += len(completion.token_ids)
                     yield Delta(
                         text=completion.text,
@@ -165,9 +144,7 @@ class VllmEngine:
         except EngineDeadError:
             raise EngineDead() from None
         except Exception as error:  # noqa: BLE001  whatever vLLM raises here, its text may quote the prompt
-            raise EngineFailed(
-                f"the model engine failed with {type(error).__name__}"
-            ) from None
+            raise EngineFailed(f"the model engine failed with {type(error).__name__}") from None
         finally:
             self._running.discard(request.request_id)
 
@@ -196,6 +173,8 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.shutdown()
         end(family, EXIT_WAIT_S)
+        # Its documented side effect is wanted: it collects children that have ended, which would stay zombies.
+        multiprocessing.active_children()
         self._llm, self._processes = None, []
 
 
@@ -211,15 +190,12 @@ def engine_arguments(settings: Settings, on_cpu: bool) -> dict[str, Any]:
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": settings.scheduling.max_batch_tokens,
         "dtype": engine.dtype,
-        "enable_prefix_caching": caching.kv_cache_enabled
-        and caching.static_prefix_caching,
+        "enable_prefix_caching": caching.kv_cache_enabled and caching.static_prefix_caching,
         "enable_log_requests": False,
     }
     if on_cpu:
         available_gib = psutil.virtual_memory().available / GIB
-        kv_cache_gib = engine.kv_cache_gib or min(
-            CPU_KV_CACHE_GIB, available_gib * CPU_KV_CACHE_SHARE
-        )
+        kv_cache_gib = engine.kv_cache_gib or min(CPU_KV_CACHE_GIB, available_gib * CPU_KV_CACHE_SHARE)
         arguments |= {
             # Compiling costs minutes and gains little for the small models that run on a CPU.
             "enforce_eager": True,
@@ -265,10 +241,7 @@ def _set_environment(settings: Settings) -> None:
         # The list is exclusive: an operator who names his own plugins would leave ours out.
         os.environ["VLLM_PLUGINS"] = ",".join(filter(None, (plugins, PLUGIN)))
     if not entry_points(group="vllm.general_plugins", name=PLUGIN):
-        logger.warning(
-            "the vLLM plugin %s is not installed: install this project, e.g. pip install -e .",
-            PLUGIN,
-        )
+        logger.warning("the vLLM plugin %s is not installed: install this project, e.g. pip install -e .", PLUGIN)
 
 
 def _set_cpu_environment() -> None:
