@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flask import Flask
+from flask.json.provider import DefaultJSONProvider
 
 from gateway_app.api import health, problems, tasks
 from gateway_app.governance.api_keys import ApiKeys
@@ -80,7 +81,8 @@ def build(settings: Settings) -> Flask:
         heartbeat_s=settings.streaming.heartbeat_s,
     )
     app.config["MAX_CONTENT_LENGTH"] = settings.gateway.max_body_bytes
-    app.json.sort_keys = False  # type: ignore[attr-defined]  the default provider has it
+    app.json = DefaultJSONProvider(app)
+    app.json.sort_keys = False
     problems.install(app)
     app.register_blueprint(health.blueprint(database, publisher, client, queue_keys))
     keys = ApiKeys(database, settings.secrets.keys("key_pepper"))

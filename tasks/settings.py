@@ -219,7 +219,7 @@ def _config_file() -> Path:
 def _known_keys() -> dict[str, tuple[str, ...]]:
     """Return the keys of each group."""
     groups = {name: field.annotation for name, field in Settings.model_fields.items()}
-    return {name: tuple(group.model_fields) for name, group in groups.items() if group and issubclass(group, Group)}
+    return {name: tuple(group.model_fields) for name, group in groups.items() if isinstance(group, type) and issubclass(group, Group)}
 
 
 def _read_file() -> dict[str, dict[str, Any]]:

@@ -44,7 +44,9 @@ class EngineStep(bootsteps.StartStopStep):
             worker.runtime.stop()
             worker.runtime = None
 
-    terminate = stop
+    def terminate(self, worker: Any) -> None:
+        """End as `stop` does: a second signal is for Celery to count, not for us."""
+        self.stop(worker)
 
 
 def strategy(_task: Task[Any, Any], app: Any, consumer: Any, **_options: Any) -> Callable[..., None]:

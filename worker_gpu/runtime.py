@@ -46,7 +46,7 @@ class Runtime:
         self._worker = worker
         self._on_dead = on_dead
         self._state = "loading"
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, asyncio.Task[bool]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-loop", daemon=True)
 

@@ -6,7 +6,7 @@ request's text while others run beside it. All methods are called on one asyncio
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,7 +64,7 @@ class Engine(Protocol):
         """Load the model and become ready. Raises EngineDead if it cannot."""
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Run one request. Closing the iterator early aborts it and frees its slot.
 
         Raises EngineFailed if this request failed, EngineDead if the engine did.
