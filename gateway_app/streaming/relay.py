@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections import defaultdict
+from typing import Any, cast
 
 import redis
 
@@ -24,6 +25,8 @@ from tasks.stream import FIELD, Cursor, stream_key
 logger = logging.getLogger(__name__)
 
 Entry = tuple[Cursor, bytes]
+#: A stream entry as redis-py returns it to a client that does not decode.
+RawEntry = tuple[bytes, dict[bytes, bytes]]
 _BLOCK_MS = 5_000
 _RETRY_S = 0.5
 _COUNT = 256
@@ -124,12 +127,12 @@ class Relay:
         failing = False
         while True:
             with self._lock:
-                wanted = {
+                wanted: dict[Any, Any] = {
                     key: str(min(subscription.read_to for subscription in watchers))
                     for key, watchers in self._watched.items()
                 }
             try:
-                reply = self._client.xread({self._control: position, **wanted}, count=_COUNT, block=_BLOCK_MS)
+                answer = self._client.xread({self._control: position, **wanted}, count=_COUNT, block=_BLOCK_MS)
             except redis.RedisError as error:
                 if not failing:
                     logger.warning("stream relay lost Redis: %s", type(error).__name__)
@@ -139,14 +142,14 @@ class Relay:
             if failing:
                 logger.info("stream relay reached Redis again")
                 failing = False
-            for raw_key, entries in reply or ():
+            for raw_key, entries in cast("list[tuple[bytes, list[RawEntry]]]", answer or []):
                 key = raw_key.decode()
                 if key == self._control:
-                    position = entries[-1][0]
+                    position = entries[-1][0].decode()
                 else:
                     self._deliver(key, entries)
 
-    def _deliver(self, key: str, entries: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
+    def _deliver(self, key: str, entries: list[RawEntry]) -> None:
         with self._lock:
             for subscription in tuple(self._watched.get(key, ())):
                 for raw_id, fields in entries:

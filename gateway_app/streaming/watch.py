@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import redis
 from sqlalchemy.engine import Row
 
-from gateway_app.streaming.relay import Relay
+from gateway_app.streaming.relay import RawEntry, Relay
 from tasks import lifecycle
 from tasks.crypto import KeyWrapper, unseal
 from tasks.db import Database
@@ -99,7 +99,7 @@ class Watcher:
 
     def _in_redis(self, row: Row[Any]) -> list[Frame]:
         try:
-            entries = self.client.xrange(stream_key(self.prefix, row.request_id))
+            entries = cast("list[RawEntry]", self.client.xrange(stream_key(self.prefix, row.request_id)))
         except redis.RedisError:
             return []
         data_key = self.keys.unwrap(row.data_key, row.request_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import redis
 
@@ -18,7 +18,7 @@ def workers(client: redis.Redis, keys: QueueKeys) -> list[dict[str, Any]]:
 
     Raises redis.RedisError.
     """
-    names = [name.decode() for name in client.smembers(keys.workers)]
+    names = [name.decode() for name in cast("set[bytes]", client.smembers(keys.workers))]
     if not names:
         return []
     values = client.mget([keys.heartbeat(name) for name in names])

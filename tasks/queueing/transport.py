@@ -165,7 +165,7 @@ class Transport(kombu_redis.Transport):
 
 
 def _is_ours(delivery_info: dict[str, Any] | None) -> bool:
-    return bool(delivery_info) and delivery_info.get("exchange") == FAMILY
+    return delivery_info is not None and delivery_info.get("exchange") == FAMILY
 
 
 def register() -> None:
