@@ -11,9 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from flask.testing import FlaskClient
 
+from gateway_app import build
+from gateway_app.governance.api_keys import ApiKeys
+from tasks.db import Database, upgrade
 from tasks.settings import CONFIG_VARIABLE, KEY_BYTES, PREFIX, SECRET_NAMES, settings
 from tests.services import PostgresServer, RedisServer
+from tests.tiny_model import make_tiny_model
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +100,39 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'gateway.db'}"
     url: str = request.getfixturevalue("postgres_url")
     return url
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny checkpoint with random weights."""
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def configured(redis_url: str, database_url: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configure this process, and those it starts, for a gateway on empty services, its database migrated."""
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv(f"{PREFIX}ENGINE__KIND", "simulated")
+    monkeypatch.setenv(f"{PREFIX}ENGINE__MODEL", str(tiny_model))
+    monkeypatch.setenv(f"{PREFIX}GOVERNANCE__PROFILES_DIRECTORY", str(ROOT / "profiles"))
+    settings.cache_clear()
+    upgrade(database_url)
+
+
+@pytest.fixture
+def client(configured: None) -> FlaskClient:  # noqa: ARG001  the fixture is wanted for what it does
+    """Return a client of a gateway without workers, authenticated for the organization `default`."""
+    app = build(settings())
+    client = app.test_client()
+    client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {new_key('default')}"
+    return client
+
+
+def new_key(organization: str) -> str:
+    """Return an API key of `organization` for the configured gateway."""
+    database = Database(settings().database)
+    try:
+        return ApiKeys(database, settings().secrets.keys("key_pepper")).create(organization, "test")[1]
+    finally:
+        database.close()

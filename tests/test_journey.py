@@ -13,50 +13,29 @@ import pytest
 import sqlalchemy as sa
 from flask.testing import FlaskClient
 
-from gateway_app import build
-from gateway_app.governance.api_keys import ApiKeys
-from tasks.db import Database, upgrade
+from tasks.db import Database
 from tasks.schema import audit_events
-from tasks.settings import PREFIX, settings
+from tasks.settings import settings
 from tests.services import wait_until
-from tests.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tiny checkpoint."""
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture
-def client(
-    redis_url: str, database_url: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[FlaskClient]:
-    """Return an authenticated client of a gateway with one worker on the simulated engine."""
-    monkeypatch.setenv("REDIS_URL", redis_url)
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setenv(f"{PREFIX}ENGINE__KIND", "simulated")
-    monkeypatch.setenv(f"{PREFIX}ENGINE__MODEL", str(tiny_model))
-    monkeypatch.setenv(f"{PREFIX}GOVERNANCE__PROFILES_DIRECTORY", str(ROOT / "profiles"))
-    settings.cache_clear()
-    upgrade(database_url)
-    app = build(settings())
-    _, key = ApiKeys(Database(settings().database), settings().secrets.keys("key_pepper")).create("default", "test")
+def worker(client: FlaskClient, tmp_path: Path) -> Iterator[None]:
+    """Run a worker, as an operator would start one, until the test ends."""
     command = [sys.executable, "-m", "celery", "worker", "-Q", "gpu", "--loglevel", "INFO"]
     with (tmp_path / "worker.log").open("w") as log:
-        worker = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=dict(os.environ))  # noqa: S603
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=dict(os.environ))  # noqa: S603
     try:
-        client = app.test_client()
-        client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
         wait_until(lambda: client.get("/readyz").json["status"] == "ready", 60, "a ready worker")
-        yield client
+        yield
     finally:
-        worker.terminate()
-        worker.wait(30)
+        process.terminate()
+        process.wait(30)
 
 
+@pytest.mark.usefixtures("worker")
 def test_a_task_is_answered_streamed_and_recorded(client: FlaskClient) -> None:
     """One task: 202, frames, the same text when polled, and its audit events in order."""
     task = {"agent": "incident-responder", "directive": "What now?", "sampling": {"max_tokens": 12}}

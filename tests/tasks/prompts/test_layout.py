@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from tasks.prompts.layout import PROBES, PromptLayout
 from tasks.prompts.tokenizer import ModelTokenizer
-from tests.tiny_model import make_tiny_model
 
 PROFILE = "You are a careful agent.\nAnswer briefly."
 #: Fragments that break naive prompt assembly, mixed into whatever Hypothesis thinks of.
@@ -22,9 +21,9 @@ texts = st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(st.characters(exclu
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ModelTokenizer:
+def tokenizer(tiny_model: Path) -> ModelTokenizer:
     """Return the tokenizer of a tiny ChatML model."""
-    return ModelTokenizer(make_tiny_model(tmp_path_factory.mktemp("model")))
+    return ModelTokenizer(tiny_model)
 
 
 @pytest.fixture(scope="module")
