@@ -61,13 +61,14 @@ class Engine(Protocol):
         ...
 
     async def start(self) -> None:
-        """Load the model and become ready. Raises EngineDead if it cannot."""
+        """Load the model and become ready. Raises ConfigurationError for bad settings, EngineDead if it cannot run."""
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Run one request. Closing the iterator early aborts it and frees its slot.
 
-        Raises EngineFailed if this request failed, EngineDead if the engine did.
+        Raises PromptTooLong if there is no room for an answer, EngineFailed if this request failed, EngineDead if the
+        engine did.
         """
         ...
 
