@@ -10,7 +10,7 @@ from gateway_app.governance.api_keys import ApiKeys
 from gateway_app.governance.interceptor import GovernanceInterceptor
 from gateway_app.pipeline import Pipeline
 from gateway_app.profiles import Profiles
-from gateway_app.streaming.relay import Relay
+from gateway_app.streaming.relay import BLOCK_S, Relay
 from gateway_app.streaming.watch import Watcher
 from tasks.crypto import KeyWrapper, Signer
 from tasks.db import Database
@@ -71,7 +71,7 @@ def build(settings: Settings) -> Flask:
         database=database,
         client=client,
         relay=Relay(
-            connect(settings.gateway.request_queue_url, settings.gateway.redis_timeout_s),
+            connect(settings.gateway.request_queue_url, BLOCK_S + settings.gateway.redis_timeout_s),
             client,
             settings.gateway.key_prefix,
             settings.streaming.buffer_frames,

@@ -18,6 +18,7 @@ keepalive = 65
 graceful_timeout = 20
 # A thread that streams for an hour is healthy: this is about the worker process's own heartbeat.
 timeout = 60
+control_socket_disable = True
 accesslog = "-"
 # The path alone: a query string is the client's text.
 access_log_format = '%(t)s "%(m)s %(U)s" %(s)s %(B)sB %(M)sms'

@@ -56,7 +56,7 @@ class GatewayGroup(Group):
     request_queue_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     key_prefix: str = Field(default="metaqore:", max_length=64, description="Before every Redis key.")
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
-    threads: int = Field(default=64, ge=1, le=4096, description="Requests one web process handles at once.")
+    threads: int = Field(default=256, ge=1, le=4096, description="Requests one web process handles at once.")
     redis_timeout_s: float = Field(default=15.0, gt=0, description="Socket timeout of one Redis command.")
 
     @field_validator("request_queue_url")
@@ -114,7 +114,7 @@ class EngineGroup(Group):
     max_num_seqs: int = Field(default=16, ge=1, description="Requests one worker runs at once.")
     dtype: str = "auto"
     kv_cache_gib: float | None = Field(default=None, gt=0, description="KV cache size on CPU, in GiB.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of vLLM's AsyncEngineArgs.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of vLLM's AsyncEngineArgs, or of the simulated engine.")
 
     @property
     def model_name(self) -> str:

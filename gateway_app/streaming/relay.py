@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 Entry = tuple[Cursor, bytes]
 #: A stream entry as redis-py returns it to a client that does not decode.
 RawEntry = tuple[bytes, dict[bytes, bytes]]
-_BLOCK_MS = 5_000
+#: How long one read waits for news. The reading client's socket must be allowed to wait longer.
+BLOCK_S = 5.0
 _RETRY_S = 0.5
 _COUNT = 256
 _CONTROL_TTL_S = 3600
@@ -120,7 +121,7 @@ class Relay:
                 pipe.execute()
         except redis.RedisError:
             # The reader meets the same fault and reads the new set when it comes back.
-            logger.warning("stream relay could not be woken; it looks again within %d ms", _BLOCK_MS)
+            logger.warning("stream relay could not be woken; it looks again within %.0f s", BLOCK_S)
 
     def _read_forever(self) -> None:
         position = "0-0"
@@ -132,7 +133,7 @@ class Relay:
                     for key, watchers in self._watched.items()
                 }
             try:
-                answer = self._client.xread({self._control: position, **wanted}, count=_COUNT, block=_BLOCK_MS)
+                answer = self._client.xread({self._control: position, **wanted}, count=_COUNT, block=int(BLOCK_S * 1000))
             except redis.RedisError as error:
                 if not failing:
                     logger.warning("stream relay lost Redis: %s", type(error).__name__)

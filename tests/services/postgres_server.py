@@ -36,13 +36,12 @@ class PostgresServer(Server):
         self._run("initdb", "-D", str(self.folder / "data"), "-U", "postgres", *INITDB_OPTIONS)
 
     def command(self) -> list[str]:
-        """Return the command that runs PostgreSQL, tuned for tests: it never waits for the disk."""
+        """Return the command that runs PostgreSQL, tuned for tests: it never waits for the disk, yet survives `kill`."""
         options = {
             "listen_addresses": "",
             "unix_socket_directories": self.folder,
             "fsync": "off",
             "full_page_writes": "off",
-            "synchronous_commit": "off",
             "wal_level": "minimal",
             "max_wal_senders": 0,
             "shared_buffers": "32MB",
