@@ -97,7 +97,7 @@ def test_sources_are_merged_key_by_key(write_file: WriteFile, monkeypatch: pytes
     monkeypatch.setenv("REDIS_URL", "redis://short/0")
     gateway = load().gateway
     assert (gateway.host, gateway.port, gateway.request_queue_url) == ("file", 9002, "redis://short/0")
-    assert gateway.threads == 64
+    assert gateway.threads == 256
 
 
 def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
