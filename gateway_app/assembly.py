@@ -49,7 +49,9 @@ def user_text(task: TaskRequest) -> str:
         if isinstance(text, str) and not _FORBIDDEN.isdisjoint(text):
             raise InvalidRequest(
                 f"{name} holds control characters",
-                errors=[{"field": name, "message": "only tab, line feed and carriage return are allowed (strip ANSI codes)"}],
+                errors=[
+                    {"field": name, "message": "only tab, line feed and carriage return are allowed (strip ANSI codes)"}
+                ],
             )
     if task.context is None or task.context == "":
         return task.directive

@@ -59,7 +59,9 @@ def keys() -> None:
 @keys.command("create")
 @click.option("--organization", default="default", show_default=True, help="Whom the key's requests belong to.")
 @click.option("--name", required=True, help="What you will recognise the key by.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the key to this file (mode 600), not the terminal.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Write the key to this file (mode 600), not the terminal."
+)
 @_explained
 def keys_create(organization: str, name: str, output: Path | None) -> None:
     """Make an API key. It is shown once: only a hash of it is stored."""

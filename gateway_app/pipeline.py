@@ -76,7 +76,11 @@ class Pipeline:
         return Accepted(request_id, task.agent, decided["sensitivity"], decided["provider"], job.prompt.token_count)
 
     def refuse(
-        self, caller: Caller, refusal: GatewayError, request_id: str | None = None, decided: Mapping[str, Any] | None = None
+        self,
+        caller: Caller,
+        refusal: GatewayError,
+        request_id: str | None = None,
+        decided: Mapping[str, Any] | None = None,
     ) -> None:
         """Record that the caller's request is answered with `refusal`. Raises DatabaseUnavailable if it cannot be."""
         refusal.request_id = request_id = request_id or new_request_id()
@@ -125,11 +129,11 @@ class Pipeline:
         try:
             self.publisher.publish(job, wrapped_key)
         except QueueUnavailable as error:
-            error.request_id = job.request_id
+            code, error.request_id = error.code, job.request_id
             # The message may have arrived although the answer did not: a worker will see the request as failed.
             subject = Subject(job.request_id, caller.organization, caller.key_id)
             attempt = lifecycle.Attempt(subject, job.epoch, 0)
-            self.database.write(lambda connection: lifecycle.finish(connection, attempt, "failed", code=error.code))
+            self.database.write(lambda connection: lifecycle.finish(connection, attempt, "failed", code=code))
             raise
 
 

@@ -104,7 +104,7 @@ class Profiles:
 def _insert_once(connection: Connection, row: dict[str, object]) -> None:
     """Store the profile unless another gateway process already did: the hash says that it is the same."""
     if connection.dialect.name == "postgresql":
-        from sqlalchemy.dialects.postgresql import insert  # noqa: PLC0415  the two dialects' inserts differ in type
+        from sqlalchemy.dialects.postgresql import insert
     else:
-        from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]  # noqa: PLC0415
+        from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
     connection.execute(insert(profiles).values(row).on_conflict_do_nothing())

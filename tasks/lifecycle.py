@@ -124,9 +124,7 @@ def start(connection: Connection, request_id: str, epoch: int, worker: str, max_
         attempt = Attempt(_subject(row), epoch, row.attempt)
         record(connection, event(attempt.subject, "started", attempt=attempt.number, epoch=epoch, worker=worker))
         return attempt
-    row = connection.execute(
-        sa.select(*_SUBJECT, *_PROGRESS).where(requests.c.request_id == request_id)
-    ).one_or_none()
+    row = connection.execute(sa.select(*_SUBJECT, *_PROGRESS).where(requests.c.request_id == request_id)).one_or_none()
     if row is None:
         return NotStarted(None)
     if row.state not in TERMINAL_STATES and row.epoch == epoch:
@@ -177,7 +175,8 @@ def finish(
     if changed.rowcount == 0:
         return connection.execute(sa.select(requests.c.state).where(*mine)).scalar() == state
     record(
-        connection, event(attempt.subject, state, attempt=attempt.number, epoch=attempt.epoch, at=at, code=code, **facts)
+        connection,
+        event(attempt.subject, state, attempt=attempt.number, epoch=attempt.epoch, at=at, code=code, **facts),
     )
     return True
 

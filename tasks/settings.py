@@ -110,11 +110,15 @@ class EngineGroup(Group):
     model: str = Field(default=str(DEFAULT_MODEL), description="A checkpoint folder, or a name on the model hub.")
     served_model_name: str | None = Field(default=None, description="Name shown to clients; default: the last part.")
     revision: str | None = Field(default=None, description="Hub revision; pin it so that the cache keeps its worth.")
-    max_model_len: int | None = Field(default=None, ge=32, description="Context window in tokens; default: the model's.")
+    max_model_len: int | None = Field(
+        default=None, ge=32, description="Context window in tokens; default: the model's."
+    )
     max_num_seqs: int = Field(default=16, ge=1, description="Requests one worker runs at once.")
     dtype: str = "auto"
     kv_cache_gib: float | None = Field(default=None, gt=0, description="KV cache size on CPU, in GiB.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of vLLM's AsyncEngineArgs, or of the simulated engine.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of vLLM's AsyncEngineArgs, or of the simulated engine."
+    )
 
     @property
     def model_name(self) -> str:
@@ -170,7 +174,9 @@ class SecretsGroup(Group):
                     f"secret {name} is missing: {path} does not exist. `flask secrets create` makes it."
                 ) from None
             except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(f"secret {name} cannot be read from {path}: {error.__class__.__name__}") from None
+                raise ConfigurationError(
+                    f"secret {name} cannot be read from {path}: {error.__class__.__name__}"
+                ) from None
         try:
             keys = tuple(bytes.fromhex(line) for line in text.split())
         except ValueError:
@@ -187,7 +193,11 @@ class Settings(BaseSettings):
     """The whole configuration, validated."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
     )
 
     gateway: GatewayGroup = GatewayGroup()
@@ -219,7 +229,11 @@ def _config_file() -> Path:
 def _known_keys() -> dict[str, tuple[str, ...]]:
     """Return the keys of each group."""
     groups = {name: field.annotation for name, field in Settings.model_fields.items()}
-    return {name: tuple(group.model_fields) for name, group in groups.items() if isinstance(group, type) and issubclass(group, Group)}
+    return {
+        name: tuple(group.model_fields)
+        for name, group in groups.items()
+        if isinstance(group, type) and issubclass(group, Group)
+    }
 
 
 def _read_file() -> dict[str, dict[str, Any]]:

@@ -121,7 +121,7 @@ def configured(redis_url: str, database_url: str, tiny_model: Path, monkeypatch:
 
 
 @pytest.fixture
-def client(configured: None) -> FlaskClient:  # noqa: ARG001  the fixture is wanted for what it does
+def client(configured: None) -> FlaskClient:
     """Return a client of a gateway without workers, authenticated for the organization `default`."""
     app = build(settings())
     client = app.test_client()

@@ -25,7 +25,7 @@ READY_S = 120
 
 
 @pytest.fixture
-def worker(configured: None, tmp_path: Path) -> Iterator[Worker]:  # noqa: ARG001  the worker inherits what it sets
+def worker(configured: None, tmp_path: Path) -> Iterator[Worker]:
     """Return a worker that a test may start, kill and start again."""
     worker = Worker(tmp_path / "worker.log")
     try:
@@ -62,7 +62,7 @@ def test_no_word_of_a_prompt_is_stored_in_the_open(
     monitored = threading.Event()
 
     def monitor() -> None:
-        with redis.Redis.from_url(redis_url).monitor() as commands:
+        with redis.Redis.from_url(redis_url).monitor() as commands:  # type: ignore[no-untyped-call]
             monitored.set()
             for command in commands.listen():
                 seen.append(str(command["command"]))
@@ -87,9 +87,7 @@ def test_no_word_of_a_prompt_is_stored_in_the_open(
         assert answer not in text, where
 
 
-def test_a_killed_worker_loses_nothing(
-    client: FlaskClient, worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_worker_loses_nothing(client: FlaskClient, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """`kill -9` in the middle of an answer: another attempt begins with `reset`, and its text is the whole answer."""
     monkeypatch.setenv(f"{PREFIX}SCHEDULING__LEASE_S", "2")
     monkeypatch.setenv(f"{PREFIX}ENGINE__OPTIONS", json.dumps({"time_scale": 20}))
@@ -119,7 +117,8 @@ def submit(client: FlaskClient, **task: Any) -> dict[str, Any]:
     body = {"agent": AGENT, "directive": "What now?", "sampling": {"max_tokens": 12}, **task}
     accepted = client.post("/v1/tasks", json=body)
     assert accepted.status_code == 202, accepted.text
-    return dict(accepted.json)
+    answer: dict[str, Any] = accepted.get_json()
+    return answer
 
 
 def run(client: FlaskClient, **task: Any) -> dict[str, Any]:
@@ -127,7 +126,7 @@ def run(client: FlaskClient, **task: Any) -> dict[str, Any]:
     accepted = submit(client, **task)
     frames = stream(client, accepted)
     assert [frames[0]["event"], frames[-1]["event"]] == ["started", "completed"], frames[-1]
-    polled = dict(client.get(accepted["links"]["self"]).json)
+    polled: dict[str, Any] = client.get(accepted["links"]["self"]).get_json()
     assert (polled["status"], polled["result"]["text"]) == ("completed", last_text(frames))
     return polled
 
@@ -164,6 +163,6 @@ def dump(database_url: str) -> str:
     engine = sa.create_engine(database_url)
     with engine.connect() as connection:
         tables = sa.inspect(connection).get_table_names()
-        rows = [row for table in tables for row in connection.execute(sa.text(f"SELECT * FROM {table}"))]  # noqa: S608
+        rows = [row for table in tables for row in connection.execute(sa.text(f"SELECT * FROM {table}"))]
     engine.dispose()
     return "\n".join(str([bytes(value) if isinstance(value, memoryview) else value for value in row]) for row in rows)

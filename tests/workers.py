@@ -26,7 +26,7 @@ class Worker:
         """Start it; it is ready when `/readyz` says so."""
         command = [sys.executable, "-m", "celery", "worker", "-Q", "gpu", "--loglevel", "INFO", "-n", self.name]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=dict(os.environ))  # noqa: S603
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=dict(os.environ))
 
     def kill(self) -> None:
         """Kill it as the kernel would: nothing of it gets to clean up."""

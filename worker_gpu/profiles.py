@@ -45,4 +45,6 @@ class StaticParts:
             raise EngineFailed("the request's profile is not stored")
         if row.model_fingerprint != self._fingerprint:
             raise ModelMismatch
-        return unpack(unseal(self._keys.unwrap(row.data_key, static_profile_hash), row.static_token_ids, static_profile_hash))
+        return unpack(
+            unseal(self._keys.unwrap(row.data_key, static_profile_hash), row.static_token_ids, static_profile_hash)
+        )

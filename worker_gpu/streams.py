@@ -1,5 +1,6 @@
-"""Writing response streams: text that comes within a few milliseconds travels as one frame, and the frames of all
-requests travel in one pipeline.
+"""Writing response streams, in few and large pieces.
+
+Text that comes within a few milliseconds travels as one frame, and the frames of all requests travel in one pipeline.
 
 The worker never waits for a client, and while it runs it never waits for Redis either: frames that cannot be sent are
 kept and sent when Redis is back. Only the end of a request waits for its frames to be sent, before its lease is

@@ -76,7 +76,13 @@ class ApiKeys:
 
     def all(self) -> list[Row[tuple[object, ...]]]:
         """Return every key's id, organization, name and dates, oldest first."""
-        columns = (api_keys.c.key_id, api_keys.c.organization, api_keys.c.name, api_keys.c.created_at, api_keys.c.revoked_at)
+        columns = (
+            api_keys.c.key_id,
+            api_keys.c.organization,
+            api_keys.c.name,
+            api_keys.c.created_at,
+            api_keys.c.revoked_at,
+        )
         query = sa.select(*columns).order_by(api_keys.c.created_at, api_keys.c.key_id)
         return self._database.read(lambda connection: list(connection.execute(query)))
 

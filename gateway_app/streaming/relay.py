@@ -133,7 +133,9 @@ class Relay:
                     for key, watchers in self._watched.items()
                 }
             try:
-                answer = self._client.xread({self._control: position, **wanted}, count=_COUNT, block=int(BLOCK_S * 1000))
+                answer = self._client.xread(
+                    {self._control: position, **wanted}, count=_COUNT, block=int(BLOCK_S * 1000)
+                )
             except redis.RedisError as error:
                 if not failing:
                     logger.warning("stream relay lost Redis: %s", type(error).__name__)

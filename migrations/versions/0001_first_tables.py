@@ -7,6 +7,7 @@ months are made here; a default partition takes whatever has none, so that no in
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from alembic import op
 
@@ -177,10 +178,14 @@ POSTGRES_GUARDS = (
     CREATE FUNCTION refuse_audit_change() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN RAISE EXCEPTION 'audit_events is insert-only' USING ERRCODE = 'insufficient_privilege'; END $$
     """,
-    "CREATE TRIGGER audit_events_no_change BEFORE UPDATE OR DELETE ON audit_events "
-    "FOR EACH ROW EXECUTE FUNCTION refuse_audit_change()",
-    "CREATE TRIGGER audit_events_no_truncate BEFORE TRUNCATE ON audit_events "
-    "FOR EACH STATEMENT EXECUTE FUNCTION refuse_audit_change()",
+    """
+    CREATE TRIGGER audit_events_no_change BEFORE UPDATE OR DELETE ON audit_events
+    FOR EACH ROW EXECUTE FUNCTION refuse_audit_change()
+    """,
+    """
+    CREATE TRIGGER audit_events_no_truncate BEFORE TRUNCATE ON audit_events
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_audit_change()
+    """,
 )
 
 
@@ -224,11 +229,9 @@ def _partition_names(table_name: str) -> list[str]:
 
 def _create_partitions(table_name: str) -> None:
     months = _months()
-    for start, end in zip(months, months[1:], strict=False):
+    for start, end in pairwise(months):
         op.execute(
             f"CREATE TABLE {table_name}_{start:%Y_%m} PARTITION OF {table_name} "
             f"FOR VALUES FROM ('{lower_bound(start)}') TO ('{lower_bound(end)}')"
         )
     op.execute(f"CREATE TABLE {table_name}_rest PARTITION OF {table_name} DEFAULT")
-
-

@@ -59,7 +59,9 @@ class ModelTokenizer:
         )
         self.template_hash = hashlib.sha256(source.encode()).hexdigest()
         self.tokenizer_hash = hashlib.sha256(content.encode()).hexdigest()
-        self.fingerprint = hashlib.sha256(f"{self.tokenizer_hash}\n{json.dumps(model, sort_keys=True)}".encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(
+            f"{self.tokenizer_hash}\n{json.dumps(model, sort_keys=True)}".encode()
+        ).hexdigest()
 
     @property
     def date(self) -> str:
@@ -121,12 +123,14 @@ def resolve_checkpoint(source: str, revision: str | None) -> Path:
         return directory
     if directory.is_absolute():
         raise ConfigurationError(f"engine.model: {directory} does not exist; `bin/run` prepares the default model")
-    from huggingface_hub import snapshot_download  # noqa: PLC0415  a second of import that local folders do not need
+    from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:
-        raise ConfigurationError(f"engine.model: {source} is no folder and could not be read from the hub: {error}") from None
+        raise ConfigurationError(
+            f"engine.model: {source} is no folder and could not be read from the hub: {error}"
+        ) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -153,9 +157,7 @@ def _token_text(token: object) -> str:
 def _control_token_pattern(tokens: Sequence[Mapping[str, Any]]) -> re.Pattern[str]:
     """Return a pattern that finds the added tokens as the tokenizer does, with the blanks that some swallow."""
     alternatives = [
-        (r"\s*" if token.get("lstrip") else "")
-        + re.escape(token["content"])
-        + (r"\s*" if token.get("rstrip") else "")
+        (r"\s*" if token.get("lstrip") else "") + re.escape(token["content"]) + (r"\s*" if token.get("rstrip") else "")
         for token in sorted(tokens, key=lambda token: -len(token["content"]))
     ]
     return re.compile("|".join(alternatives) or r"(?!)")

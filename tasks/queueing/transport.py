@@ -14,9 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 import redis
-from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
-from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 
 from tasks.queueing.keys import FAMILY, QueueKeys, script

@@ -61,7 +61,7 @@ def bound_children() -> Iterator[None]:
     _host_pids.add(os.getpid())
     # Private, but the same from Python 3.4 to 3.14, and the only part of a child's pickle that is both ours to write
     # and read before the child imports its target.
-    configuration: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    configuration: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # noqa: SLF001
     configuration[MARKER] = _Bond()
     try:
         yield

@@ -143,7 +143,7 @@ class VllmEngine:
             raise
         except EngineDeadError:
             raise EngineDead() from None
-        except Exception as error:  # noqa: BLE001  whatever vLLM raises here, its text may quote the prompt
+        except Exception as error:
             raise EngineFailed(f"the model engine failed with {type(error).__name__}") from None
         finally:
             self._running.discard(request.request_id)

@@ -1,0 +1,1 @@
+"""Models that are prepared rather than found."""

@@ -16,11 +16,10 @@ from sqlalchemy.engine import make_url
 
 from gateway_app import build
 from tasks.db import Database
-from tasks.queueing.publisher import Publisher
 from tasks.errors import QueueUnavailable
+from tasks.queueing.publisher import Publisher
 from tasks.schema import requests
 from tasks.settings import PREFIX, settings
-from tests.conftest import new_key
 from tests.services import PostgresServer, RedisServer, wait_until
 
 #: Shorter than the default, so that a test of a locked database ends soon.
@@ -29,7 +28,7 @@ TASK = {"agent": "incident-responder", "directive": "What now?"}
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch, secrets_directory: Path) -> None:  # noqa: ARG001  it clears first
+def impatient(monkeypatch: pytest.MonkeyPatch, secrets_directory: Path) -> None:
     """Let the gateway wait a second for its database."""
     monkeypatch.setenv(f"{PREFIX}DATABASE__TIMEOUT_S", TIMEOUT_S)
 
@@ -97,7 +96,9 @@ def test_database_away(
     assert messages(own_redis.url) == len(states())
 
 
-def test_a_database_without_tables_is_said_so(configured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # noqa: ARG001
+def test_a_database_without_tables_is_said_so(
+    configured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A gateway whose database was never migrated is not ready, and says what to do."""
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'empty.db'}")
     settings.cache_clear()

@@ -67,7 +67,9 @@ def test_a_provider_needs_the_policy_and_to_be_up(policy: str, sensitivity: str,
     assert (veto is None) == allowed
     down = enforce_policy(provider, sensitivity, policy, ())  # type: ignore[arg-type]
     assert down is not None
-    reason = f"Provider '{provider}' unavailable" if allowed else f"Provider '{provider}' disallowed for {sensitivity} tasks"
+    reason = (
+        f"Provider '{provider}' unavailable" if allowed else f"Provider '{provider}' disallowed for {sensitivity} tasks"
+    )
     assert down.as_dict() == {
         "reason": reason,
         "policy_violated": policy,

@@ -36,9 +36,7 @@ def layout(tokenizer: ModelTokenizer) -> PromptLayout:
 def test_any_text_changes_nothing_but_text(tokenizer: ModelTokenizer, layout: PromptLayout, text: str) -> None:
     """The ids decode to the template around exactly this text, with the template's control tokens and no others."""
     ids = [*layout.static_token_ids, *layout.dynamic_token_ids(text)]
-    expected = (
-        f"<|im_start|>system\n{PROFILE}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
-    )
+    expected = f"<|im_start|>system\n{PROFILE}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(ids) == expected
     control = [tokenizer.encode_trusted(token)[0] for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")]
     assert [ids.count(token) for token in control] == [3, 2, 0]

