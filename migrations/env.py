@@ -9,7 +9,8 @@ from tasks.schema import metadata
 from tasks.settings import DatabaseGroup
 
 engine = create_engine(DatabaseGroup(url=context.config.attributes["url"], timeout_s=60))
-with engine.connect() as connection:
+# SQLite takes its write lock at once: two starts that both read first could not both write.
+with engine.execution_options(immediate=True).connect() as connection:
     context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":

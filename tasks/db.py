@@ -24,12 +24,16 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.script.revision import ResolutionError
+from alembic.util import CommandError
 from sqlalchemy.engine import Connection, Engine, make_url
 
 from tasks.errors import ConfigurationError, DatabaseUnavailable
 from tasks.settings import DatabaseGroup
 
 T = TypeVar("T")
+#: How drivers and pool say that the database cannot be reached, is locked, or takes too long.
+_AWAY = (sa.exc.OperationalError, sa.exc.TimeoutError, sa.exc.InterfaceError)
 MIGRATIONS = Path(__file__).resolve().parents[1] / "migrations"
 logger = logging.getLogger(__name__)
 
@@ -44,7 +48,9 @@ class Database:
 
     def __init__(self, settings: DatabaseGroup) -> None:
         self._settings = settings
-        self._engine = create_engine(settings)
+        self._engine = create_engine(settings, settings.pool_size)
+        # The writer's own: readers that hold every connection must not keep an answer from being recorded.
+        self._writing = create_engine(settings, 1)
         self._waiting: queue.SimpleQueue[_Write[Any] | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write_forever, name="database-writer", daemon=True)
         self._writer.start()
@@ -57,8 +63,8 @@ class Database:
         try:
             with self._engine.connect() as connection:
                 return work(connection)
-        except (sa.exc.OperationalError, sa.exc.TimeoutError, sa.exc.InterfaceError) as error:
-            raise _unavailable(error) from error
+        except _AWAY as error:
+            raise _unavailable(error) from None
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Return what `work` returned, once it is committed.
@@ -85,6 +91,7 @@ class Database:
         self._waiting.put(None)
         self._writer.join()
         self._engine.dispose()
+        self._writing.dispose()
 
     def _write_forever(self) -> None:
         while (first := self._waiting.get()) is not None:
@@ -106,9 +113,14 @@ class Database:
         try:
             with self._begin() as connection:
                 results = [write.work(connection) for write in group]
+        except _AWAY as error:
+            # Nobody's fault, and so everybody's answer; trying each would make the last wait for all the time-outs.
+            for write in group:
+                write.future.set_exception(_unavailable(error))
+            return
         except Exception as error:  # whatever it is belongs to a caller; the writer must live on
             if len(group) == 1:
-                group[0].future.set_exception(_translated(error))
+                group[0].future.set_exception(_without_values(error))
             else:
                 for write in group:
                     self._commit([write])
@@ -118,7 +130,7 @@ class Database:
 
     def _begin(self) -> Any:
         # SQLite must take its write lock before it reads, or two processes deadlock on the upgrade.
-        return self._engine.execution_options(immediate=True).begin()
+        return self._writing.execution_options(immediate=True).begin()
 
 
 class _Write(Generic[T]):
@@ -137,21 +149,26 @@ def _unavailable(error: Exception) -> DatabaseUnavailable:
     return DatabaseUnavailable()
 
 
-def _translated(error: Exception) -> Exception:
-    if isinstance(error, sa.exc.OperationalError | sa.exc.TimeoutError | sa.exc.InterfaceError):
-        return _unavailable(error)
-    return error
+def _without_values(error: Exception) -> Exception:
+    """Return a database's error without its text: PostgreSQL's quotes the row that it refuses."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return error
+    original = error.orig
+    name = getattr(original, "sqlstate", None) or getattr(original, "sqlite_errorname", None) or ""
+    told = type(error)(None, None, Exception(f"{type(original).__name__} {name}".strip()))
+    told.__suppress_context__ = True
+    return told
 
 
-def create_engine(settings: DatabaseGroup) -> Engine:
-    """Return an engine with durable, bounded connections for `settings.url`."""
+def create_engine(settings: DatabaseGroup, pool_size: int = 5) -> Engine:
+    """Return an engine with up to `pool_size` durable connections to `settings.url`, each wait on them bounded."""
     url = make_url(settings.url)
     if url.get_backend_name() == "sqlite":
         if url.database:
             Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         engine = sa.create_engine(
             url,
-            pool_size=settings.pool_size,
+            pool_size=pool_size,
             pool_timeout=settings.timeout_s,
             hide_parameters=True,
             connect_args={"timeout": settings.timeout_s},
@@ -162,7 +179,7 @@ def create_engine(settings: DatabaseGroup) -> Engine:
     milliseconds = int(settings.timeout_s * 1000)
     return sa.create_engine(
         url,
-        pool_size=settings.pool_size,
+        pool_size=pool_size,
         max_overflow=0,
         pool_timeout=settings.timeout_s,
         pool_pre_ping=True,
@@ -199,12 +216,18 @@ def upgrade(url: str) -> None:
     """Create or migrate the tables at `url` to the newest revision. Raises ConfigurationError if it cannot."""
     try:
         command.upgrade(_alembic(url), "head")
-    except sa.exc.OperationalError as error:
-        raise ConfigurationError(f"the database cannot be migrated: {type(error.orig).__name__}") from error
+    except (*_AWAY, CommandError) as error:
+        kind = type(getattr(error, "orig", None) or error).__name__
+        raise ConfigurationError(f"the database cannot be migrated: {kind}") from None
 
 
 def pending_migrations(connection: Connection) -> list[str]:
     """Return the revisions this code needs and the database lacks, oldest first."""
     script = ScriptDirectory.from_config(_alembic(""))
     current = MigrationContext.configure(connection).get_current_revision()
-    return [revision.revision for revision in script.iterate_revisions("head", current or "base")][::-1]
+    try:
+        return [revision.revision for revision in script.iterate_revisions("head", current or "base")][::-1]
+    except (CommandError, ResolutionError):
+        raise ConfigurationError(
+            f"the database is at revision {current}, which this release does not know: it is of a newer one"
+        ) from None

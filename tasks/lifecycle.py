@@ -93,6 +93,7 @@ class Attempt:
     subject: Subject
     epoch: int
     number: int
+    worker: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +122,16 @@ def start(connection: Connection, request_id: str, epoch: int, worker: str, max_
         .returning(*_SUBJECT, requests.c.attempt)
     ).one_or_none()
     if row is not None:
-        attempt = Attempt(_subject(row), epoch, row.attempt)
+        attempt = Attempt(_subject(row), epoch, row.attempt, worker)
         record(connection, event(attempt.subject, "started", attempt=attempt.number, epoch=epoch, worker=worker))
         return attempt
-    row = connection.execute(sa.select(*_SUBJECT, *_PROGRESS).where(requests.c.request_id == request_id)).one_or_none()
-    if row is None:
-        return NotStarted(None)
-    if row.state not in TERMINAL_STATES and row.epoch == epoch:
-        finish(connection, Attempt(_subject(row), epoch, row.attempt), "failed", code=AttemptsExhausted.code)
-        return NotStarted("failed", row.attempt, AttemptsExhausted.code)
-    return NotStarted(row.state, row.attempt, row.error_code)
+    row = _progress(connection, request_id)
+    if row is not None and row.state not in TERMINAL_STATES and row.epoch == epoch:
+        last = Attempt(_subject(row), epoch, row.attempt, row.worker)
+        finish(connection, last, "failed", code=AttemptsExhausted.code)
+        # Read again: the last attempt may have been slow, not lost, and have finished just now.
+        row = _progress(connection, request_id)
+    return NotStarted(None) if row is None else NotStarted(row.state, row.attempt, row.error_code)
 
 
 def complete(connection: Connection, attempt: Attempt, result: Result, sealed: bytes) -> bool:
@@ -174,10 +175,8 @@ def finish(
     )
     if changed.rowcount == 0:
         return connection.execute(sa.select(requests.c.state).where(*mine)).scalar() == state
-    record(
-        connection,
-        event(attempt.subject, state, attempt=attempt.number, epoch=attempt.epoch, at=at, code=code, **facts),
-    )
+    facts |= {"code": code, "worker": attempt.worker}
+    record(connection, event(attempt.subject, state, attempt=attempt.number, epoch=attempt.epoch, at=at, **facts))
     return True
 
 
@@ -189,7 +188,11 @@ def find(connection: Connection, request_id: str, organization: str) -> Row[Any]
 
 
 _SUBJECT = (requests.c.request_id, requests.c.organization, requests.c.api_key_id, requests.c.agent_name)
-_PROGRESS = (requests.c.state, requests.c.epoch, requests.c.attempt, requests.c.error_code)
+
+
+def _progress(connection: Connection, request_id: str) -> Row[Any] | None:
+    columns = (requests.c.state, requests.c.epoch, requests.c.attempt, requests.c.error_code, requests.c.worker)
+    return connection.execute(sa.select(*_SUBJECT, *columns).where(requests.c.request_id == request_id)).one_or_none()
 
 
 def _subject(row: Row[Any]) -> Subject:

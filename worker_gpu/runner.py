@@ -97,21 +97,19 @@ class Runner:
             sampling=job.sampling,
             cache_salt=derive(self.salt, "cache-salt", job.organization).hex(),
         )
-        text: list[str] = []
         first_token_at: float | None = None
         last = None
         async with aclosing(self.engine.generate(request)) as deltas:
             async for delta in deltas:
                 if first_token_at is None and delta.output_tokens:
                     first_token_at = time.time()
-                text.append(delta.text)
                 stream.write(delta.text)
                 last = delta
         if last is None or last.finish_reason is None:
             raise GatewayError("the engine ended the request without saying why")
         stream.cut()
         return Result(
-            text="".join(text),
+            text=stream.text,
             cuts=tuple(stream.cuts),
             finish_reason=last.finish_reason,
             model=self.model,
@@ -145,7 +143,7 @@ class Runner:
     async def _tell_again(self, job: Job, outcome: NotStarted) -> None:
         """Send the last frame of a request that ended without it; a watcher otherwise learns of it from SQL."""
         if outcome.state == "failed":
-            stream = self.streams.open(job.request_id, job.data_key, outcome.attempt)
+            stream = self.streams.reopen(job.request_id, job.data_key, outcome.attempt)
             await stream.end(ended(outcome.attempt, outcome.state, outcome.code))
         elif outcome.state not in TERMINAL_STATES:
             logger.info("request %s: message of epoch %d leads nowhere", job.request_id, job.epoch)

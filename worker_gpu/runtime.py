@@ -105,6 +105,8 @@ class Runtime:
             asyncio.create_task(self._forever(lambda: self._leases.renew(tuple(self._running)), renewal_s)),
             asyncio.create_task(self._watch_engine()),
         ]
+        for task in self._background:
+            task.add_done_callback(self._background_ended)
 
     def _begin(self, envelope: Any, tag: str, done: Callable[[bool, float], None]) -> None:
         started = time.monotonic()
@@ -147,6 +149,12 @@ class Runtime:
             except EngineDead:
                 self._die()
                 return
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        # Without one of them requests would run and never end, so the worker had better be replaced.
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("a background task of the worker failed with %s", type(error).__name__)
+            self._die()
 
     def _die(self) -> None:
         if self._state != "dead":

@@ -25,18 +25,27 @@ _NOT_NEWER = "equal or smaller"
 
 
 class RequestStream:
-    """The stream of one attempt. `cuts` are the lengths, in characters, of the frames its text went out in."""
+    """The stream of one attempt.
+
+    `cuts` are the lengths, in characters, of the frames its text went out in, `unsent` the frames that Redis has not
+    confirmed yet.
+    """
 
     def __init__(self, writer: StreamWriter, request_id: str, data_key: bytes, attempt: int) -> None:
         self.request_id = request_id
-        self.cuts: list[int] = []
-        self.attempt = attempt
-        self.unsent: list[Frame] = [opening(attempt)]
-        self.sent = asyncio.Event()
-        self._text: list[str] = []
-        self._writer = writer
         self.data_key = data_key
-        writer.wake(self)
+        self.attempt = attempt
+        self.cuts: list[int] = []
+        self.unsent: list[Frame] = []
+        self.sent = asyncio.Event()
+        self._pieces: list[str] = []
+        self._waiting: list[str] = []
+        self._writer = writer
+
+    @property
+    def text(self) -> str:
+        """Return all text that has been cut into frames."""
+        return "".join(self._pieces)
 
     @property
     def next_cursor(self) -> Cursor:
@@ -44,18 +53,19 @@ class RequestStream:
         return Cursor(self.attempt, len(self.cuts) + 1)
 
     def write(self, text: str) -> None:
-        """Send text, soon."""
+        """Send text, soon. Half a surrogate pair, which no encoding has room for, becomes a question mark."""
         if text:
-            self._text.append(text)
+            self._waiting.append(text.encode("utf-8", "replace").decode("utf-8"))
             self._writer.wake(self)
 
     def cut(self) -> None:
         """Make one frame of the text that waits, so that what was written so far has its place in the stream."""
-        if self._text:
-            text = "".join(self._text)
-            self._text.clear()
+        if self._waiting:
+            text = "".join(self._waiting)
+            self._waiting.clear()
             self.unsent.append(Frame(self.next_cursor, "delta", {"text": text}))
             self.cuts.append(len(text))
+            self._pieces.append(text)
 
     async def end(self, frame: Frame) -> None:
         """Send the terminal frame; return when Redis has it."""
@@ -77,7 +87,14 @@ class StreamWriter:
         self._awake = asyncio.Event()
 
     def open(self, request_id: str, data_key: bytes, attempt: int) -> RequestStream:
-        """Begin an attempt's stream."""
+        """Begin an attempt's stream, with its first frame."""
+        stream = self.reopen(request_id, data_key, attempt)
+        stream.unsent.append(opening(attempt))
+        self.wake(stream)
+        return stream
+
+    def reopen(self, request_id: str, data_key: bytes, attempt: int) -> RequestStream:
+        """Return a stream that lacks only its last frame."""
         return RequestStream(self, request_id, data_key, attempt)
 
     def wake(self, stream: RequestStream) -> None:

@@ -46,7 +46,7 @@ def _check(look: Callable[[], str | None]) -> str | None:
     try:
         return look()
     except GatewayError as error:
-        return error.title()
+        return error.detail
 
 
 def _migrated(database: Database) -> str | None:

@@ -30,7 +30,10 @@ DIRECTIVES = {
     "cached": "Say what to do first, and how to tell that it worked.",
 }
 MAX_TOKENS = 96
-COLUMNS = "occurred_at kind attempt request_id agent_name task_type sensitivity provider policy reason".split()
+COLUMNS = [
+    *("occurred_at", "kind", "attempt", "request_id", "agent_name"),
+    *("task_type", "sensitivity", "provider", "policy", "reason"),
+]
 
 
 class DemoFailed(Exception):

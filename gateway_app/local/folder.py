@@ -76,7 +76,7 @@ class Folder:
 
     def open_log(self, name: str) -> IO[bytes]:
         """Return a process's log, to be appended to."""
-        return self.log(name).open("ab", opener=_private)
+        return open(self.log(name), "ab", opener=_private)
 
     def rotate_log(self, name: str) -> None:
         """Put a log that has grown large aside, in place of the one put aside before."""
@@ -95,14 +95,14 @@ class Folder:
     def write_private(self, path: Path, content: str) -> None:
         """Replace a file by one that only its owner may read; readers see the old or the new one, whole."""
         temporary = path.with_name(path.name + ".new")
-        with temporary.open("w", encoding="utf-8", opener=_private) as file:
+        with open(temporary, "w", encoding="utf-8", opener=_private) as file:
             file.write(content)
         temporary.replace(path)
 
     @contextmanager
     def lock(self) -> Iterator[IO[str]]:
         """Hold the lock, giving the file to write the holder into. Raises AlreadyRunning, naming the holder."""
-        with (self.run / "lock").open("a+", encoding="utf-8", opener=_private) as file:
+        with open(self.run / "lock", "a+", encoding="utf-8", opener=_private) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

@@ -145,7 +145,7 @@ SELECT
     MAX(CASE WHEN kind IN {TERMINAL} THEN kind END) AS outcome,
     MAX(CASE WHEN kind IN {TERMINAL} THEN code END) AS code,
     MAX(attempt) AS attempts,
-    MAX(worker) AS worker,
+    COALESCE(MAX(CASE WHEN kind IN {TERMINAL} THEN worker END), MAX(worker)) AS worker,
     MAX(model) AS model,
     MAX(prompt_tokens) AS prompt_tokens,
     MAX(cached_tokens) AS cached_tokens,
@@ -164,11 +164,14 @@ SQLITE_GUARDS = (
         "BEGIN SELECT RAISE(ABORT, 'audit_events is insert-only'); END"
         for verb in ("update", "delete")
     ),
-    # INSERT OR REPLACE deletes the old row without firing the trigger above.
-    """
+    # REPLACE deletes whatever conflicts with a new row, without firing the triggers above: its key, its row number
+    # (NEW.rowid is -1 where none was given), or the one terminal event there may be.
+    f"""
     CREATE TRIGGER audit_events_no_replace BEFORE INSERT ON audit_events
-    WHEN EXISTS (SELECT 1 FROM audit_events WHERE request_id = NEW.request_id AND kind = NEW.kind
-                 AND attempt = NEW.attempt)
+    WHEN EXISTS (SELECT 1 FROM audit_events WHERE request_id = NEW.request_id AND (
+                     (kind = NEW.kind AND attempt = NEW.attempt)
+                     OR (kind IN {TERMINAL} AND NEW.kind IN {TERMINAL})))
+        OR EXISTS (SELECT 1 FROM audit_events WHERE rowid = NEW.rowid)
     BEGIN SELECT RAISE(ABORT, 'audit_events is insert-only'); END
     """,
 )

@@ -246,9 +246,6 @@ def test_readers_leave_the_writer_its_connection(
     make_database: MakeDatabase, request: pytest.FixtureRequest, database_url: str
 ) -> None:
     """`pool_size` counts connections for reading; writing has one of its own, or slow readers would stop admission."""
-    if database_url.startswith("postgresql"):
-        reason = "on PostgreSQL the writer takes its connection from the readers' pool, which has no overflow"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     database = make_database(pool_size=2, timeout_s=0.5)
     reading, done = threading.Barrier(3), threading.Event()
 
@@ -398,11 +395,6 @@ def test_sqlite_that_is_not_in_wal_mode_and_locked(tmp_path: Path) -> None:
         database.close()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a group that fails because the database is away is tried again write by write, each with the full "
-    "time-out: callers wait up to group_commit_max times as long, far beyond the bound that `write` states",
-)
 def test_all_waiting_writes_fail_soon_when_the_database_is_away(sqlite_path: Path) -> None:
     """Writes that arrive while another waits for a locked database all have their answer within a few time-outs."""
     timeout_s = 0.25
@@ -421,11 +413,6 @@ def test_all_waiting_writes_fail_soon_when_the_database_is_away(sqlite_path: Pat
     assert took_s < 5 * timeout_s, f"{took_s / timeout_s:.1f} time-outs"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="when the answer to a group's COMMIT is lost, each write runs again although it is committed, so the caller "
-    "of a committed admission gets an IntegrityError",
-)
 def test_the_answer_to_a_commit_is_lost(make_database: MakeDatabase) -> None:
     """What is committed counts as done, or at least as "unavailable": never as the caller's own mistake."""
     database = make_database()
@@ -540,9 +527,6 @@ def test_errors_do_not_show_values(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Neither the error's text, nor that of its causes, nor the log has a value that was to be stored."""
-    if shown_by_postgresql and database_url.startswith("postgresql"):
-        reason = "PostgreSQL's message of a violated constraint has a DETAIL with the whole row, and it is passed on"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     upgrade(database_url)
     works: dict[str, Callable[[Connection], Any]] = {
         "unknown kind": _secret_event("nonsense"),

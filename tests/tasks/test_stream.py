@@ -1,0 +1,360 @@
+"""A stream can be joined at any frame, from Redis or from SQL, and shows one attempt's text, whoever else writes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, cast
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis as AsyncRedis
+
+from tasks.crypto import KEY_BYTES, DecryptionFailed
+from tasks.errors import InvalidCursor
+from tasks.ids import new_request_id
+from tasks.job import Result, Timings, Usage
+from tasks.settings import StreamingGroup
+from tasks.stream import FIELD, START, Cursor, Frame, completed, ended, opening, replay, stream_key
+from tests.services import RedisServer
+from worker_gpu.streams import RequestStream, StreamWriter
+
+PREFIX = "test:"
+KEY = os.urandom(KEY_BYTES)
+#: For this long a test waits for what must come.
+PATIENCE_S = 15.0
+
+cursors = st.builds(Cursor, st.integers(0, 10**10 - 1), st.integers(0, 10**15 - 1))
+pieces_of_text = st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=12)
+
+
+def result_of(stream: RequestStream, text: str) -> Result:
+    """Return the result that a runner stores of a stream."""
+    return Result(
+        text=text,
+        cuts=tuple(stream.cuts),
+        finish_reason="stop",
+        model="tiny",
+        usage=Usage(prompt_tokens=700, cached_tokens=640, output_tokens=5),
+        timings=Timings(queued_ms=1.5, prefill_ms=None, first_token_ms=30.5, total_ms=99.75),
+    )
+
+
+def frames_in(client: redis.Redis, request_id: str, after: Cursor = START) -> list[Frame]:
+    """Return the frames that Redis has of a stream behind a cursor."""
+    start = "-" if after == START else f"({after}"
+    entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", client.xrange(stream_key(PREFIX, request_id), start, "+"))
+    return [
+        Frame.unseal(KEY, request_id, Cursor.parse(entry_id.decode()), fields[FIELD]) for entry_id, fields in entries
+    ]
+
+
+def with_writer(
+    url: str, work: Callable[[StreamWriter], Awaitable[None]], *, join_ms: float = 0.0, retention_s: int = 3600
+) -> None:
+    """Run `work` beside a writer that sends, as a worker's loop does. Raises what the writer itself fails with."""
+
+    async def run() -> None:
+        client = AsyncRedis.from_url(url, socket_timeout=5)
+        writer = StreamWriter(client, PREFIX, StreamingGroup(join_ms=join_ms, retention_s=retention_s))
+        sending = asyncio.create_task(writer.send_forever())
+        working = asyncio.ensure_future(cast("Coroutine[Any, Any, None]", work(writer)))
+        try:
+            done, _ = await asyncio.wait({sending, working}, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                raise TimeoutError("the stream did not end")
+            for task in done:
+                task.result()
+        finally:
+            for task in (sending, working):
+                task.cancel()
+            await asyncio.gather(sending, working, return_exceptions=True)
+            await client.aclose()
+
+    asyncio.run(run())
+
+
+# --- Cursors --------------------------------------------------------------------------------------
+
+
+@given(cursors)
+def test_cursor_round_trip(cursor: Cursor) -> None:
+    """A cursor's text is read as that cursor, also with blanks around it, as header values may have."""
+    assert Cursor.parse(str(cursor)) == cursor
+    assert Cursor.parse(f" {cursor}\t") == cursor
+
+
+@given(cursors, cursors)
+def test_cursors_order_as_redis_orders(one: Cursor, other: Cursor) -> None:
+    """By attempt, then by number: as numbers and not as text."""
+    key = (one.attempt * 10**15 + one.sequence, other.attempt * 10**15 + other.sequence)
+    assert (one < other) == (key[0] < key[1])
+    assert (one == other) == (str(one) == str(other))
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_no_cursor_is_the_start(text: str | None) -> None:
+    """The start is before every frame there can be."""
+    assert Cursor.parse(text) == START <= opening(1).cursor
+
+
+@pytest.mark.parametrize(
+    "text",
+    [" ", "-", "1", "1-", "-1", "1--1", "1-1-1", "1 - 1", "+1-1", "1-1x", "1.0-1", "0x1-1", "1e3-1", "1_0-1", "$", "*",
+     "١-١", "１-１", "\u20281-1", "1-\x001", "9" * 11 + "-1", "1-" + "9" * 16, "1-" + "9" * 10_000],
+)  # fmt: skip
+def test_what_is_no_cursor(text: str) -> None:
+    """It comes from clients and goes to Redis: only two numbers pass, and none that Redis could not hold."""
+    with pytest.raises(InvalidCursor):
+        Cursor.parse(text)
+
+
+# --- Frames ---------------------------------------------------------------------------------------
+
+
+@given(cursors, st.text(st.characters(codec="utf-8"), max_size=50))
+def test_frame_round_trip(cursor: Cursor, text: str) -> None:
+    """Any text comes back; nothing of it is readable in Redis."""
+    frame = Frame(cursor, "delta", {"text": text})
+    sealed = frame.seal(KEY, "gw_1")
+    assert Frame.unseal(KEY, "gw_1", cursor, sealed) == frame
+    if len(text.encode()) > 3:
+        assert text.encode() not in sealed
+
+
+def test_a_frame_is_bound_to_its_place() -> None:
+    """Who can write to Redis can't move a frame within a stream or into another, nor change a byte of it."""
+    frame = Frame(Cursor(1, 11), "delta", {"text": "x"})
+    sealed = frame.seal(KEY, "gw_1")
+    for request_id, cursor in (
+        ("gw_1", Cursor(1, 12)), ("gw_1", Cursor(2, 11)), ("gw_1", Cursor(11, 1)),
+        ("gw_2", Cursor(1, 11)), ("gw_1:1", Cursor(1, 11)), ("", Cursor(1, 11)),
+    ):  # fmt: skip
+        with pytest.raises(DecryptionFailed):
+            Frame.unseal(KEY, request_id, cursor, sealed)
+    with pytest.raises(DecryptionFailed):
+        Frame.unseal(os.urandom(KEY_BYTES), "gw_1", frame.cursor, sealed)
+    for index in range(len(sealed)):
+        changed = sealed[:index] + bytes([sealed[index] ^ 1]) + sealed[index + 1 :]
+        with pytest.raises(DecryptionFailed):
+            Frame.unseal(KEY, "gw_1", frame.cursor, changed)
+
+
+@pytest.mark.parametrize("state", ["completed", "failed", "cancelled", "expired"])
+def test_a_terminal_frame_follows_all_text(state: str) -> None:
+    """Where there is no answer, the last frame has the highest number; a newer attempt still follows it."""
+    frame = ended(3, state, "engine_failed")
+    assert frame.terminal
+    assert Cursor(3, 10**14) < frame.cursor < opening(4).cursor
+    assert Cursor.parse(str(frame.cursor)) == frame.cursor
+    assert frame.data == {"code": "engine_failed", "message": "The model engine failed while running the request."}
+
+
+def test_the_first_frame_of_an_attempt() -> None:
+    """The first attempt starts; a later one tells clients to drop the text they have."""
+    assert [opening(attempt).event for attempt in (1, 2, 3)] == ["started", "reset", "reset"]
+    assert [str(opening(attempt).cursor) for attempt in (1, 2, 3)] == ["1-0", "2-0", "3-0"]
+
+
+# --- What is written is what is replayed ----------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(pieces_of_text, st.integers(1, 5), st.integers(0, 2**32)), min_size=1, max_size=4))
+def test_replay_equals_what_was_written(redis_url: str, requests: list[tuple[list[str], int, int]]) -> None:
+    """Several streams at once, each text in random pieces with random pauses: the same frames with the same ids, from
+    Redis as from the stored result, and from every cursor.
+    """
+    written: dict[str, tuple[int, Result]] = {}
+
+    async def write(writer: StreamWriter, pieces: list[str], attempt: int, seed: int) -> None:
+        pauses = random.Random(seed)
+        request_id = new_request_id()
+        stream = writer.open(request_id, KEY, attempt)
+        for piece in pieces:
+            stream.write(piece)
+            if pauses.random() < 0.5:
+                await asyncio.sleep(pauses.choice([0, 0, 0.001]))
+        stream.cut()
+        # As a runner stores it, through JSON.
+        result = Result.model_validate_json(result_of(stream, "".join(pieces)).model_dump_json())
+        await stream.end(completed(stream.next_cursor, result))
+        written[request_id] = (attempt, result)
+
+    async def work(writer: StreamWriter) -> None:
+        await asyncio.gather(*(write(writer, *request) for request in requests))
+
+    with_writer(redis_url, work)
+    assert len(written) == len(requests)
+    with redis.Redis.from_url(redis_url) as client:
+        for request_id, (attempt, result) in written.items():
+            live = frames_in(client, request_id)
+            assert list(replay(attempt, result)) == live
+            assert "".join(frame.data["text"] for frame in live if frame.event == "delta") == result.text
+            assert [frame.terminal for frame in live] == [False] * (len(live) - 1) + [True]
+            for cursor in [START, *(frame.cursor for frame in live)]:
+                tail = [frame for frame in replay(attempt, result) if frame.cursor > cursor]
+                assert frames_in(client, request_id, cursor) == tail
+
+
+def test_text_that_comes_close_together_is_one_frame(redis_url: str) -> None:
+    """A token costs no frame of its own: 100 within one pause travel in a few."""
+    request_id = new_request_id()
+
+    async def work(writer: StreamWriter) -> None:
+        stream = writer.open(request_id, KEY, 1)
+        for number in range(100):
+            stream.write(f"{number} ")
+            await asyncio.sleep(0)
+        stream.cut()
+        await stream.end(completed(stream.next_cursor, result_of(stream, "")))
+
+    with_writer(redis_url, work, join_ms=50)
+    with redis.Redis.from_url(redis_url) as client:
+        assert len(frames_in(client, request_id)) <= 5
+
+
+def test_streams_are_forgotten(redis_url: str) -> None:
+    """From the first frame on there is an expiry, so that also a worker that dies leaves nothing for ever."""
+    request_id = new_request_id()
+    key = stream_key(PREFIX, request_id)
+    expiries: list[int] = []
+
+    with redis.Redis.from_url(redis_url) as client:
+
+        async def work(writer: StreamWriter) -> None:
+            stream = writer.open(request_id, KEY, 1)
+            while not client.exists(key):
+                await asyncio.sleep(0.005)
+            expiries.append(cast("int", client.ttl(key)))
+            client.expire(key, 5)
+            stream.write("text")
+            await stream.end(ended(1, "failed", "engine_failed"))
+            expiries.append(cast("int", client.ttl(key)))
+
+        with_writer(redis_url, work, retention_s=100)
+    assert all(90 < expiry <= 100 for expiry in expiries)
+
+
+# --- Attempts and failures ------------------------------------------------------------------------
+
+
+def test_a_zombie_cannot_write_into_the_attempt_that_replaced_it(redis_url: str) -> None:
+    """From the new attempt's first frame on, the old one's text and end are refused; its own `end` still returns."""
+    request_id = new_request_id()
+    client = redis.Redis.from_url(redis_url)
+
+    async def work(writer: StreamWriter) -> None:
+        zombie = writer.open(request_id, KEY, 1)
+        zombie.write("seen before ")
+        while len(frames_in(client, request_id)) < 2:
+            await asyncio.sleep(0.005)
+        # The other worker has a writer of its own; here one does for both.
+        second = writer.open(request_id, KEY, 2)
+        while frames_in(client, request_id)[-1].event != "reset":
+            await asyncio.sleep(0.005)
+        zombie.write("must not be seen")
+        await zombie.end(ended(1, "failed", "engine_failed"))
+        second.write("the answer")
+        zombie.write("nor this")
+        second.cut()
+        result = result_of(second, "the answer")
+        await second.end(completed(second.next_cursor, result))
+        await zombie.end(ended(1, "failed", "engine_failed"))
+
+    with_writer(redis_url, work)
+    frames = frames_in(client, request_id)
+    client.close()
+    assert [(str(frame.cursor), frame.event) for frame in frames] == [
+        ("1-0", "started"), ("1-1", "delta"), ("2-0", "reset"), ("2-1", "delta"), ("2-2", "completed"),
+    ]  # fmt: skip
+    assert frames[3].data == {"text": "the answer"}
+
+
+def test_telling_again_changes_nothing(redis_url: str) -> None:
+    """A redelivered message's worker sends the last frame once more: it is there once."""
+    request_id = new_request_id()
+
+    async def work(writer: StreamWriter) -> None:
+        for _ in range(3):
+            stream = writer.open(request_id, KEY, 2)
+            await stream.end(ended(2, "failed", "attempts_exhausted"))
+
+    with_writer(redis_url, work)
+    with redis.Redis.from_url(redis_url) as client:
+        assert [frame.event for frame in frames_in(client, request_id)] == ["reset", "failed"]
+
+
+def test_redis_is_killed_while_streams_are_written(own_redis: RedisServer) -> None:
+    """Frames are kept while Redis is away and sent when it is back: none is missing, none is there twice."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    pauses = random.Random(seed)
+    written: dict[str, Result] = {}
+
+    async def write(writer: StreamWriter) -> None:
+        request_id = new_request_id()
+        stream = writer.open(request_id, KEY, 1)
+        pieces = [f"{number} " for number in range(120)]
+        for piece in pieces:
+            stream.write(piece)
+            await asyncio.sleep(pauses.random() * 0.015)
+        stream.cut()
+        result = result_of(stream, "".join(pieces))
+        await stream.end(completed(stream.next_cursor, result))
+        written[request_id] = result
+
+    async def work(writer: StreamWriter) -> None:
+        writing = [asyncio.create_task(write(writer)) for _ in range(5)]
+        for _ in range(2):
+            await asyncio.sleep(0.15)
+            own_redis.kill()
+            await asyncio.sleep(0.15)
+            own_redis.start()
+        await asyncio.gather(*writing)
+
+    with_writer(own_redis.url, work)
+    assert len(written) == 5
+    with redis.Redis.from_url(own_redis.url) as client:
+        for request_id, result in written.items():
+            assert frames_in(client, request_id) == list(replay(1, result))
+
+
+def test_a_request_that_failed_before_its_first_attempt(redis_url: str) -> None:
+    """Publishing seemed to fail and did not: a worker gets the message of a request that failed as attempt 0, and tells
+    watchers again. That ends, and so does every other stream of the worker.
+    """
+    other_id = new_request_id()
+
+    async def work(writer: StreamWriter) -> None:
+        unpublished = writer.reopen(new_request_id(), KEY, 0)
+        other = writer.open(other_id, KEY, 1)
+        async with asyncio.timeout(2):
+            await asyncio.gather(
+                unpublished.end(ended(0, "failed", "queue_unavailable")),
+                other.end(ended(1, "failed", "engine_failed")),
+            )
+
+    with_writer(redis_url, work)
+    with redis.Redis.from_url(redis_url) as client:
+        assert frames_in(client, other_id)[-1].terminal
+
+
+def test_text_that_cannot_be_encoded(redis_url: str) -> None:
+    """One request's broken text harms no other request."""
+    other_id = new_request_id()
+
+    async def work(writer: StreamWriter) -> None:
+        broken = writer.open(new_request_id(), KEY, 1)
+        broken.write("half a smile: \ud83d")
+        other = writer.open(other_id, KEY, 1)
+        async with asyncio.timeout(2):
+            await other.end(ended(1, "failed", "engine_failed"))
+
+    with_writer(redis_url, work)
+    with redis.Redis.from_url(redis_url) as client:
+        assert frames_in(client, other_id)[-1].terminal
