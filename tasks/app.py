@@ -32,7 +32,7 @@ def configuration() -> dict[str, Any]:
         "broker_use_ssl": {"ssl_cert_reqs": "required"} if scheme == "rediss" else None,
         "broker_transport_options": {
             "key_prefix": options.gateway.key_prefix,
-            "visibility_timeout": options.scheduling.lease_s,
+            "lease_s": options.scheduling.lease_s,
             "unacked_restore_interval": min(5.0, options.scheduling.lease_s / 4),
             "unacked_restore_throttle": 1,
             "socket_timeout": options.gateway.redis_timeout_s,

@@ -25,6 +25,12 @@ def is_request_id(text: str) -> bool:
     return _REQUEST_ID.fullmatch(text) is not None
 
 
+def made_at(request_id: str) -> datetime:
+    """Return the instant an id was made, which is when its request arrived, to the millisecond."""
+    milliseconds = int(request_id.removeprefix(PREFIX)[:12], 16)
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
 def lower_bound(moment: datetime) -> str:
     """Return the smallest string that sorts before every id made at or after `moment`."""
     milliseconds = int(moment.astimezone(UTC).timestamp() * 1000)

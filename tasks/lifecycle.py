@@ -22,6 +22,7 @@ from sqlalchemy.engine import Connection, Row
 from tasks.audit.events import Subject, ciphertext_hash, event, record
 from tasks.db import now
 from tasks.errors import AttemptsExhausted
+from tasks.ids import made_at
 from tasks.job import Result
 from tasks.schema import TERMINAL_STATES, requests
 
@@ -65,7 +66,7 @@ def admit(connection: Connection, admission: Admission) -> None:
     )
     record(
         connection,
-        event(subject, "received", at=at),
+        event(subject, "received", at=made_at(subject.request_id)),
         event(
             subject,
             "admitted",
@@ -79,11 +80,15 @@ def admit(connection: Connection, admission: Admission) -> None:
 
 
 def refuse(
-    connection: Connection, subject: Subject, kind: Literal["vetoed", "failed"], code: str, facts: Mapping[str, Any]
+    connection: Connection,
+    subject: Subject,
+    kind: Literal["vetoed", "failed"],
+    code: str,
+    facts: Mapping[str, Any],
 ) -> None:
     """Record a request that is answered with an error and never queued."""
-    at = now()
-    record(connection, event(subject, "received", at=at), event(subject, kind, at=at, code=code, **facts))
+    received = event(subject, "received", at=made_at(subject.request_id))
+    record(connection, received, event(subject, kind, code=code, **facts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +195,7 @@ def find(connection: Connection, request_id: str, organization: str) -> Row[Any]
 _SUBJECT = (requests.c.request_id, requests.c.organization, requests.c.api_key_id, requests.c.agent_name)
 
 
-def _progress(connection: Connection, request_id: str) -> Row[Any] | None:
+def _progress(connection: Connection, request_id: str) -> Any:
     columns = (requests.c.state, requests.c.epoch, requests.c.attempt, requests.c.error_code, requests.c.worker)
     return connection.execute(sa.select(*_SUBJECT, *columns).where(requests.c.request_id == request_id)).one_or_none()
 

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Task, bootsteps, current_app, shared_task
+from celery.signals import worker_ready
 from celery.worker import state
 from celery.worker.request import Request
 
 from tasks.queueing.keys import TASK_NAME
+from tasks.queueing.transport import lease_tag
 from tasks.settings import settings
 from worker_gpu.runtime import Runtime
 
@@ -73,7 +75,7 @@ def strategy(_task: Task[Any, Any], app: Any, consumer: Any, **_options: Any) ->
         def done(succeeded: bool, seconds: float) -> None:
             consumer.call_soon(_finish, request, succeeded, seconds)
 
-        runtime.submit(args[0] if args else None, message.delivery_tag, done)
+        runtime.submit(args[0] if args else None, lease_tag(message.delivery_tag), done)
 
     return on_message
 
@@ -86,6 +88,13 @@ def _finish(request: Request, succeeded: bool, seconds: float) -> None:
         request.send_event("task-succeeded", result="", runtime=seconds)
     else:
         request.send_event("task-failed", exception="", traceback="")
+
+
+@worker_ready.connect
+def _announce(sender: Any, **_signal: Any) -> None:
+    """Celery consumes from now on: the worker may say that it is ready."""
+    if sender.controller.runtime is not None:
+        sender.controller.runtime.announce()
 
 
 def _leave() -> None:

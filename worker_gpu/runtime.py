@@ -55,6 +55,15 @@ class Runtime:
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
 
+    def announce(self) -> None:
+        """Say in the heartbeat, at once, that messages are taken."""
+
+        async def say() -> None:
+            self._state = "ready"
+            await self._beat()
+
+        asyncio.run_coroutine_threadsafe(say(), self._loop)
+
     def submit(self, envelope: Any, tag: str, done: Callable[[bool, float], None]) -> None:
         """Run the job of a message; `done(succeeded, seconds)` is called from the loop's thread at the end."""
         self._loop.call_soon_threadsafe(self._begin, envelope, tag, done)
@@ -98,7 +107,6 @@ class Runtime:
             max_attempts=settings.scheduling.max_attempts,
             salt=settings.secrets.keys("organization_salt")[0],
         )
-        self._state = "ready"
         renewal_s = settings.scheduling.lease_s / _LEASES_PER_RENEWAL
         self._background += [
             asyncio.create_task(self._streams.send_forever()),

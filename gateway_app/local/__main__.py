@@ -38,7 +38,7 @@ The gateway is ready.
 In another terminal, in {root}:
 
   curl -s -H "Authorization: Bearer $(cat var/api-key)" -H 'Content-Type: application/json' \\
-    -d '{{"agent":"{agent}","directive":"Name the most likely cause of the latency.","context":"{context}"}}' \\
+    -d '{{"agent":"{agent}","directive":"Name the most likely cause of the slow payments.","context":"{context}"}}' \\
     {url}/v1/tasks
 
 It answers with an id; this shows the answer as it comes:
@@ -99,11 +99,7 @@ def _front(
     if missing := wait_until_ready(client, progress, READY_TIMEOUT_S if once else float("inf")):
         return _explain(f"after {READY_TIMEOUT_S:.0f} s there is still missing: {', '.join(missing)}", folder, progress)
     if not once:
-        print(
-            WELCOME.format(
-                url=environment.url, root=folder.root, agent=demo.AGENT, context=demo.CONTEXT.replace("`", "")
-            )
-        )
+        print(WELCOME.format(url=environment.url, root=folder.root, agent=demo.AGENT, context=demo.CONTEXT))
         sys.stdout.flush()
         return None
     try:

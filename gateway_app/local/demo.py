@@ -21,15 +21,12 @@ from tasks.schema import audit_events
 from tasks.settings import DatabaseGroup
 
 AGENT = "incident-responder"
-CONTEXT = (
-    "14:02 deploy of checkout 4.1.0 finished. 14:04 checkout-7 log: `connection pool exhausted (size 10)`. "
-    "14:05 p99 latency of /pay rose from 180 ms to 4 s. 14:06 database: 40 of 200 connections in use."
-)
+CONTEXT = "checkout-7 since 14:04: connection pool exhausted (size 10)"
 DIRECTIVES = {
-    "cold": "Name the most likely cause of the latency.",
-    "cached": "Say what to do first, and how to tell that it worked.",
+    "cold": "Name the most likely cause of the slow payments.",
+    "cached": "Name one thing to check first.",
 }
-MAX_TOKENS = 96
+MAX_TOKENS = 48
 COLUMNS = [
     *("occurred_at", "kind", "attempt", "request_id", "agent_name"),
     *("task_type", "sensitivity", "provider", "policy", "reason"),

@@ -60,8 +60,8 @@ class Folder:
         """Return the file that a process's output goes to."""
         return self.path / "log" / f"{name}.log"
 
-    def make(self) -> None:
-        """Make the folders. Raises ConfigurationError if they cannot be made or the disk is nearly full."""
+    def make(self, needed_mb: int = NEEDED_MB) -> None:
+        """Make the folders. Raises ConfigurationError if they cannot be made or less than `needed_mb` is free."""
         try:
             for folder in (self.path, self.run, self.secrets, self.path / "log", self.path / "redis"):
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -69,9 +69,9 @@ class Folder:
             free_mb = shutil.disk_usage(self.path).free // 10**6
         except OSError as error:
             raise ConfigurationError(f"{self.path} cannot be used: {error.strerror}") from None
-        if free_mb < NEEDED_MB:
+        if free_mb < needed_mb:
             raise ConfigurationError(
-                f"only {free_mb} MB are free in {self.path}, and running needs {NEEDED_MB} MB; make room there"
+                f"only {free_mb} MB are free in {self.path}, and running needs {needed_mb} MB; make room there"
             )
 
     def open_log(self, name: str) -> IO[bytes]:
@@ -105,7 +105,7 @@ class Folder:
         with open(self.run / "lock", "a+", encoding="utf-8", opener=_private) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 file.seek(0)
                 raise AlreadyRunning(f"the gateway is already running in {self.root}{_holder(file.read())}") from None
             write_holder(file, None)

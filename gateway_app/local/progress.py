@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import suppress
 
 #: Without a terminal, a wait is told of this often.
 REPEAT_S = 15.0
@@ -45,5 +46,7 @@ class Progress:
 
     @staticmethod
     def _write(text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        # A terminal that was closed, or a full disk: nobody reads this, and that is no reason to fail.
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+            sys.stderr.flush()

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from gateway_app.local import processes
 from gateway_app.local.folder import Folder
@@ -171,5 +172,5 @@ class Supervisor:
         if select.select([self._woken], [], [], seconds)[0]:
             os.read(self._woken, 4096)
 
-    def _pid_file(self, child: Child) -> os.PathLike[str]:
+    def _pid_file(self, child: Child) -> Path:
         return self._folder.run / f"{child.service.name}.pid"

@@ -15,9 +15,10 @@ _SCRIPTS = Path(__file__).parent
 class QueueKeys:
     """Keys below one prefix.
 
-    `ready` is a sorted set of the profile hashes whose lists hold messages, by the publishing time of their oldest;
-    `wake` is a list holding at most one marker, on which idle workers block; `unacked` holds the messages that
-    workers have, by delivery tag, and `unacked_index` when each was taken or last renewed.
+    `ready` is a sorted set of the profile hashes whose lists hold messages, by the time their oldest was published;
+    `wake` is a list holding at most one marker, on which idle workers block; `leased` holds the messages that workers
+    have, by delivery tag, and `leases` when each was taken or last renewed; `refused` is a list of the last hundred
+    elements that were no messages. All times are Redis's own, in seconds.
     """
 
     prefix: str
@@ -38,14 +39,19 @@ class QueueKeys:
         return f"{self.prefix}{FAMILY}:wake"
 
     @property
-    def unacked(self) -> str:
+    def leased(self) -> str:
         """Return the hash of messages that workers have."""
-        return f"{self.prefix}unacked"
+        return f"{self.prefix}{FAMILY}:leased"
 
     @property
-    def unacked_index(self) -> str:
+    def leases(self) -> str:
         """Return the sorted set of their delivery tags by lease time."""
-        return f"{self.prefix}unacked_index"
+        return f"{self.prefix}{FAMILY}:leases"
+
+    @property
+    def refused(self) -> str:
+        """Return the list of elements that were no messages."""
+        return f"{self.prefix}{FAMILY}:refused"
 
     @property
     def workers(self) -> str:

@@ -76,6 +76,11 @@ class MessageCodec:
             raise MessageRejected(f"the message cannot be read: {type(error).__name__}") from None
 
 
+def delivery_tag(job: Job) -> str:
+    """Return the name of a job's message: another publishing of the same request is another message."""
+    return f"{job.request_id}:{job.epoch}"
+
+
 def _celery_message(job: Job, envelope: dict[str, Any]) -> str:
     body = json.dumps([[envelope], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
     message = {
@@ -103,8 +108,7 @@ def _celery_message(job: Job, envelope: dict[str, Any]) -> str:
             "delivery_mode": 2,
             "delivery_info": {"exchange": FAMILY, "routing_key": f"{FAMILY}.{job.prompt.static_profile_hash}"},
             "priority": 0,
-            "delivery_tag": f"{job.request_id}:{job.epoch}",
-            "published_at": job.published_at,
+            "delivery_tag": delivery_tag(job),
         },
     }
     return json.dumps(message, separators=(",", ":"))

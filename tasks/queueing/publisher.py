@@ -11,7 +11,7 @@ import redis
 from tasks.errors import QueueUnavailable
 from tasks.job import Job
 from tasks.queueing.keys import QueueKeys, script
-from tasks.queueing.message import MessageCodec
+from tasks.queueing.message import MessageCodec, delivery_tag
 
 
 class Publisher:
@@ -28,7 +28,10 @@ class Publisher:
         message = self._codec.encode(job, wrapped_key)
         profile = job.prompt.static_profile_hash
         try:
-            self._put(keys=[self._keys.lists + profile, self._keys.ready, self._keys.wake], args=[profile, message])
+            self._put(
+                keys=[self._keys.lists + profile, self._keys.ready, self._keys.wake],
+                args=[profile, delivery_tag(job), message],
+            )
         except redis.RedisError as error:
             raise QueueUnavailable from error
 

@@ -1,33 +1,36 @@
 -- Take the oldest message of the profile that has waited longest, under a lease, in one step: at no instant is it
 -- held by a socket alone.
--- KEYS: ready, wake, unacked, unacked_index. ARGV: prefix of the lists, exchange, prefix of routing keys.
--- Returns the message, or false if none waits.
+-- KEYS: ready, wake, leased, leases, refused. ARGV: prefix of the lists.
+-- Returns {delivery tag, message}, or false if none waits.
+local ELEMENT = '^(%d+%.%d+) (%S+) (.*)$'
 local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
+local now = string.format('%d.%06d', time[1], time[2])
 while true do
   local hash = redis.call('ZRANGE', KEYS[1], 0, 0)[1]
   if not hash then
     return false
   end
   local list = ARGV[1] .. hash
-  local raw = redis.call('RPOP', list)
+  local element = redis.call('RPOP', list)
   local head = redis.call('LINDEX', list, -1)
   if head then
     -- The next message's own time decides when this profile's turn comes again.
-    local published = cjson.decode(head)['properties']['published_at']
-    redis.call('ZADD', KEYS[1], published or now, hash)
+    redis.call('ZADD', KEYS[1], string.match(head, ELEMENT) or now, hash)
   else
     redis.call('ZREM', KEYS[1], hash)
   end
-  if raw then
-    local tag = cjson.decode(raw)['properties']['delivery_tag']
-    -- The message is joined in as it is: cjson would turn its empty lists into objects.
-    local held = '[' .. raw .. ',"' .. ARGV[2] .. '","' .. ARGV[3] .. hash .. '"]'
-    redis.call('HSET', KEYS[3], tag, held)
-    redis.call('ZADD', KEYS[4], now, tag)
-    if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('LLEN', KEYS[2]) == 0 then
-      redis.call('LPUSH', KEYS[2], 1)
+  if element then
+    local _, tag, message = string.match(element, ELEMENT)
+    if message then
+      redis.call('HSET', KEYS[3], tag, #hash .. ':' .. hash .. element)
+      redis.call('ZADD', KEYS[4], now, tag)
+      if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('LLEN', KEYS[2]) == 0 then
+        redis.call('LPUSH', KEYS[2], 1)
+      end
+      return {tag, message}
     end
-    return raw
+    -- Not written by put.lua. The last hundred are kept for whoever wants to know where they came from.
+    redis.call('LPUSH', KEYS[5], element)
+    redis.call('LTRIM', KEYS[5], 0, 99)
   end
 end

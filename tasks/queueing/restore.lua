@@ -1,27 +1,26 @@
--- Give a message whose lease has ended back to its list, as the oldest.
--- KEYS: ready, wake, unacked, unacked_index.
--- ARGV: delivery tag, prefix of the lists, prefix of routing keys, length of a lease in seconds.
--- Returns 1 if it was given back, 0 if nobody holds it or its lease was renewed meanwhile.
+-- Give the messages whose lease has ended back to their lists: their worker is gone.
+-- KEYS: ready, wake, leased, leases. ARGV: prefix of the lists, length of a lease in seconds, how many at the most.
+-- Returns how many were given back.
 local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
-local renewed = redis.call('ZSCORE', KEYS[4], ARGV[1])
-if renewed and now - renewed < tonumber(ARGV[4]) then
-  return 0
+local oldest = time[1] + time[2] / 1000000 - ARGV[2]
+local back = {}
+for _, tag in ipairs(redis.call('ZRANGE', KEYS[4], '-inf', oldest, 'BYSCORE', 'LIMIT', 0, ARGV[3])) do
+  local held = redis.call('HGET', KEYS[3], tag)
+  redis.call('HDEL', KEYS[3], tag)
+  redis.call('ZREM', KEYS[4], tag)
+  if held then
+    local length, rest = string.match(held, '^(%d+):(.*)$')
+    local hash, element = string.sub(rest, 1, length), string.sub(rest, length + 1)
+    table.insert(back, {hash, element, string.match(element, '^%d+%.%d+')})
+  end
 end
-local held = redis.call('HGET', KEYS[3], ARGV[1])
-redis.call('HDEL', KEYS[3], ARGV[1])
-redis.call('ZREM', KEYS[4], ARGV[1])
-if not held then
-  return 0
+-- The newest first, each behind the one before: the oldest ends up where the next one is taken from.
+table.sort(back, function(a, b) return tonumber(a[3]) > tonumber(b[3]) end)
+for _, entry in ipairs(back) do
+  redis.call('RPUSH', ARGV[1] .. entry[1], entry[2])
+  redis.call('ZADD', KEYS[1], 'LT', entry[3], entry[1])
 end
-local parts = cjson.decode(held)
-local exchange, routing_key = parts[2], parts[3]
-local tail = ',"' .. exchange .. '","' .. routing_key .. '"]'
-local raw = string.sub(held, 2, #held - #tail)
-local hash = string.sub(routing_key, #ARGV[3] + 1)
-redis.call('RPUSH', ARGV[2] .. hash, raw)
-redis.call('ZADD', KEYS[1], 'LT', parts[1]['properties']['published_at'] or now, hash)
-if redis.call('LLEN', KEYS[2]) == 0 then
+if #back > 0 and redis.call('LLEN', KEYS[2]) == 0 then
   redis.call('LPUSH', KEYS[2], 1)
 end
-return 1
+return #back

@@ -186,6 +186,24 @@ def test_one_failing_write_fails_alone(make_database: MakeDatabase) -> None:
     assert stored(database) == {*range(10), 11}
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="an OperationalError of one write's own statement, such as its time-out, a deadlock or a missing table, is "
+    "taken for the database being away: all writes of its group fail with it",
+)
+def test_one_write_that_times_out_fails_alone(make_database: MakeDatabase, database_url: str) -> None:
+    """The database is there, and only one write's statement is ended by it: the others of the group are committed."""
+    database = make_database(timeout_s=0.5)
+    statement = "SELECT pg_sleep(30)" if database_url.startswith("postgresql") else "SELECT * FROM no_such_table"
+    with held_writer(database):
+        futures = [database.submit(insert(number)) for number in range(3)]
+        culprit = database.submit(lambda connection: connection.exec_driver_sql(statement))
+        futures.append(database.submit(insert(3)))
+    assert isinstance(culprit.exception(30), DatabaseUnavailable)
+    assert [future.exception(30) for future in futures] == [None] * 4
+    assert stored(database) == set(range(4))
+
+
 def test_the_writer_outlives_every_error(make_database: MakeDatabase) -> None:
     """A failed write changes nothing and leaves a transaction that the next one can use."""
     database = make_database()
@@ -294,6 +312,22 @@ def test_postgresql_stopped_and_started(own_postgres: PostgresServer, caplog: py
         database.close()
     assert SECRET_TEXT not in caplog.text
     assert any("database unavailable" in record.message for record in caplog.records)
+
+
+def test_a_restart_of_postgresql_between_two_requests(own_postgres: PostgresServer) -> None:
+    """Nobody was waiting, so nobody sees an error: connections that died in the meantime are replaced."""
+    url = own_postgres.url(own_postgres.create_database())
+    _create_notes(url)
+    database = Database(DatabaseGroup(url=url, timeout_s=2))
+    try:
+        database.write(insert(1))
+        assert stored(database) == {1}
+        own_postgres.stop()
+        own_postgres.start()
+        assert stored(database) == {1}
+        assert database.write(insert(2)) == 2
+    finally:
+        database.close()
 
 
 def test_postgresql_dies_in_the_middle_of_a_write(own_postgres: PostgresServer) -> None:

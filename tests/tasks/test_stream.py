@@ -13,6 +13,8 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from tasks.crypto import KEY_BYTES, DecryptionFailed
 from tasks.errors import InvalidCursor
@@ -26,7 +28,7 @@ from worker_gpu.streams import RequestStream, StreamWriter
 PREFIX = "test:"
 KEY = os.urandom(KEY_BYTES)
 #: For this long a test waits for what must come.
-PATIENCE_S = 15.0
+PATIENCE_S = 10.0
 
 cursors = st.builds(Cursor, st.integers(0, 10**10 - 1), st.integers(0, 10**15 - 1))
 pieces_of_text = st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=12)
@@ -54,12 +56,17 @@ def frames_in(client: redis.Redis, request_id: str, after: Cursor = START) -> li
 
 
 def with_writer(
-    url: str, work: Callable[[StreamWriter], Awaitable[None]], *, join_ms: float = 0.0, retention_s: int = 3600
+    url: str,
+    work: Callable[[StreamWriter], Awaitable[None]],
+    *,
+    join_ms: float = 0.0,
+    retention_s: int = 3600,
+    **options: Any,
 ) -> None:
     """Run `work` beside a writer that sends, as a worker's loop does. Raises what the writer itself fails with."""
 
     async def run() -> None:
-        client = AsyncRedis.from_url(url, socket_timeout=5)
+        client = AsyncRedis.from_url(url, socket_timeout=5, **options)
         writer = StreamWriter(client, PREFIX, StreamingGroup(join_ms=join_ms, retention_s=retention_s))
         sending = asyncio.create_task(writer.send_forever())
         working = asyncio.ensure_future(cast("Coroutine[Any, Any, None]", work(writer)))
@@ -322,6 +329,34 @@ def test_redis_is_killed_while_streams_are_written(own_redis: RedisServer) -> No
     with redis.Redis.from_url(own_redis.url) as client:
         for request_id, result in written.items():
             assert frames_in(client, request_id) == list(replay(1, result))
+
+
+def test_frames_are_kept_while_redis_is_away(own_redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """A request that ends while Redis is away for longer than its client tries: its frames follow, and `end` returns
+    only then. Nothing else has to happen for that.
+    """
+    request_id = new_request_id()
+    results: list[Result] = []
+
+    async def work(writer: StreamWriter) -> None:
+        stream = writer.open(request_id, KEY, 1)
+        stream.write("before ")
+        while stream.unsent or not stream.cuts:
+            await asyncio.sleep(0.005)
+        own_redis.kill()
+        stream.write("meanwhile")
+        stream.cut()
+        results.append(result_of(stream, "before meanwhile"))
+        ending = asyncio.create_task(stream.end(completed(stream.next_cursor, results[0])))
+        while caplog.text.count("frames are kept") < 2:
+            await asyncio.sleep(0.005)
+        assert not ending.done()
+        own_redis.start()
+        await ending
+
+    with_writer(own_redis.url, work, retry=Retry(NoBackoff(), 0))
+    with redis.Redis.from_url(own_redis.url) as client:
+        assert frames_in(client, request_id) == list(replay(1, results[0]))
 
 
 def test_a_request_that_failed_before_its_first_attempt(redis_url: str) -> None:
