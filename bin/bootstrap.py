@@ -13,12 +13,14 @@ It needs only the standard library. Its syntax is that of old Pythons, so that t
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -78,6 +80,15 @@ def check_machine(system: str, machine: str, cpuinfo: str, libc: "tuple[str, str
         )
 
 
+def libc() -> "tuple[str, str]":
+    """Return the C library's name and version. An old Python's `platform.libc_ver` tells what it was built for."""
+    try:
+        name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+    except (AttributeError, OSError, ValueError):
+        return platform.libc_ver()
+    return name, version
+
+
 def check_space(free_mb: "dict[str, int]", needed_mb: "dict[str, int]") -> None:
     """Raise Refusal if a folder has less free space than it needs."""
     for folder, needed in needed_mb.items():
@@ -132,8 +143,9 @@ def installed(stamp: str = STAMP) -> "dict[str, object]":
     try:
         with open(stamp, encoding="utf-8") as file:
             found = json.load(file)
-        return found if os.path.exists(os.path.join(os.path.dirname(stamp), "bin", "python")) else {}
-    except (OSError, ValueError):
+        whole = isinstance(found["fingerprint"], str) and all(isinstance(name, str) for name in found["groups"])
+        return found if whole and os.path.exists(os.path.join(os.path.dirname(stamp), "bin", "python")) else {}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
@@ -150,6 +162,8 @@ def prepare(*groups: str) -> str:
     """Return the path of the environment's Python, with these groups installed: "cpu", "dev". Exits if it cannot."""
     if is_ready(set(groups)):
         return PYTHON
+    # SIGTERM is taken as Ctrl-C, else it would leave pip at work with nobody to see it.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         os.makedirs(VENV, exist_ok=True)
         with open(os.path.join(VENV, "install.lock"), "w") as lock:
@@ -159,19 +173,21 @@ def prepare(*groups: str) -> str:
                 say("another start is installing into %s; waiting for it" % VENV)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if not is_ready(set(groups)):
-                _install(sorted(set(groups) | set(installed().get("groups", ()))))  # type: ignore[call-overload]
+                _install(sorted(set(groups) | set(installed().get("groups", ()))), lock)  # type: ignore[call-overload]
     except Refusal as refusal:
         sys.exit("error: %s" % refusal)
     except OSError as error:
         sys.exit("error: the environment cannot be made: %s" % error)
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; the next start goes on from here")
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return PYTHON
 
 
-def _install(groups: "list[str]") -> None:
+def _install(groups: "list[str]", lock: "object") -> None:
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-        check_machine(platform.system(), platform.machine(), file.read(), platform.libc_ver())
+        check_machine(platform.system(), platform.machine(), file.read(), libc())
     python = find_python((sys.version_info[0], sys.version_info[1]))
     fresh = not _runs(PYTHON)
     if fresh:
@@ -180,7 +196,7 @@ def _install(groups: "list[str]") -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(STAMP)
     began = time.monotonic()
-    stages = Stages(5)
+    stages = Stages(5, lock)
     if fresh:
         if subprocess.run([python, "-c", "import ensurepip, venv"], stderr=subprocess.DEVNULL).returncode:
             raise Refusal(
@@ -200,7 +216,8 @@ def _install(groups: "list[str]") -> None:
         say(
             "      Set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels to spare that: see pytorch.org, Get Started."
         )
-        check_space({ROOT: shutil.disk_usage(ROOT).free // 10**6}, {ROOT: TORCH_MB})
+        if not glob.glob(os.path.join(VENV, "lib", "python*", "site-packages", "torch")):
+            check_space({ROOT: shutil.disk_usage(ROOT).free // 10**6}, {ROOT: TORCH_MB})
         stages.again().pip("PyTorch", [TORCH] + pinned)
     stages.pip("what else vLLM needs", ["-r", "requirements/cpu.txt"] + pinned)
     extras = "[dev]" if "dev" in groups else ""
@@ -234,8 +251,9 @@ def _forget_unfinished_packages() -> None:
 class Stages:
     """Runs commands one after another and shows where they are; what they say goes to the log."""
 
-    def __init__(self, count: int) -> None:
-        """Take how many stages there will be."""
+    def __init__(self, count: int, lock: "object") -> None:
+        """Take how many stages there will be, and the file whose lock each holds: it may outlive a killed bin/run."""
+        self.lock = lock
         self.count, self.number, self.megabytes, self.now = count, 0, 0.0, ""
         self.terminal = sys.stderr.isatty()
 
@@ -270,7 +288,7 @@ class Stages:
             start = log.tell()
             log.write("$ %s\n" % " ".join(command))
             log.flush()
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, errors="replace")  # fmt: skip
+            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, errors="replace", pass_fds=[self.lock.fileno()])  # type: ignore[attr-defined]  # fmt: skip
             reader = threading.Thread(target=self._read, args=(process.stdout, log), daemon=True)
             reader.start()
             try:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -102,35 +103,74 @@ class Database:
                     closing = True
                     break
                 group.append(write)
-            self._commit([write for write in group if write.future.set_running_or_notify_cancel()])
+            if wanted := [write for write in group if write.future.set_running_or_notify_cancel()]:
+                self._commit(wanted)
             if closing:
                 return
 
     def _commit(self, group: list[_Write[Any]]) -> None:
-        """Run the group in one transaction; where that fails, each in one of its own."""
-        if not group:
-            return
+        """Run the group in one transaction; where one of them fails, each in one of its own."""
         try:
-            with self._begin() as connection:
-                results = [write.work(connection) for write in group]
-        except _AWAY as error:
-            # Nobody's fault, and so everybody's answer; trying each would make the last wait for all the time-outs.
-            for write in group:
-                write.future.set_exception(_unavailable(error))
-            return
+            self._transact(group)
+        except _Away as error:
+            _fail(group, _unavailable(error.args[0]))
         except Exception as error:  # whatever it is belongs to a caller; the writer must live on
             if len(group) == 1:
-                group[0].future.set_exception(_without_values(error))
+                _fail(group, _as_told(error))
             else:
-                for write in group:
-                    self._commit([write])
-            return
+                self._commit_each(group)
+
+    def _commit_each(self, group: list[_Write[Any]]) -> None:
+        for index, write in enumerate(group):
+            try:
+                self._transact([write])
+            except _Away as error:
+                # Nobody's fault, and so everybody's answer; trying each would have the last wait for all time-outs.
+                _fail(group[index:], _unavailable(error.args[0]))
+                return
+            except Exception as error:  # as above
+                _fail([write], _as_told(error))
+
+    def _transact(self, group: list[_Write[Any]]) -> None:
+        """Commit the group and tell its callers. Raises _Away if the database is, else what a function raised."""
+        with _noticing_absence():
+            # SQLite must take its write lock before it reads, or two processes deadlock on the upgrade.
+            connection = self._writing.execution_options(immediate=True).connect()
+        with connection:
+            with _noticing_absence():
+                transaction = connection.begin()
+            try:
+                results = [write.work(connection) for write in group]
+            except sa.exc.DBAPIError as error:
+                if error.connection_invalidated:
+                    raise _Away(error) from None
+                raise
+            with _noticing_absence():
+                transaction.commit()
         for write, result in zip(group, results, strict=True):
             write.future.set_result(result)
 
-    def _begin(self) -> Any:
-        # SQLite must take its write lock before it reads, or two processes deadlock on the upgrade.
-        return self._writing.execution_options(immediate=True).begin()
+
+class _Away(Exception):
+    """The database is away; the argument is how the driver said so."""
+
+
+@contextmanager
+def _noticing_absence() -> Iterator[None]:
+    try:
+        yield
+    except _AWAY as error:
+        raise _Away(error) from None
+
+
+def _fail(group: list[_Write[Any]], error: Exception) -> None:
+    for write in group:
+        write.future.set_exception(error)
+
+
+def _as_told(error: Exception) -> Exception:
+    """Return what the caller of a function that raised `error` is told."""
+    return _unavailable(error) if isinstance(error, _AWAY) else _without_values(error)
 
 
 class _Write(Generic[T]):

@@ -7,11 +7,12 @@ comparison, which is what PostgreSQL's range partitions use.
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import uuid_utils
 
 PREFIX = "gw_"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _REQUEST_ID = re.compile(r"gw_[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}")
 
 
@@ -28,10 +29,10 @@ def is_request_id(text: str) -> bool:
 def made_at(request_id: str) -> datetime:
     """Return the instant an id was made, which is when its request arrived, to the millisecond."""
     milliseconds = int(request_id.removeprefix(PREFIX)[:12], 16)
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return _EPOCH + timedelta(milliseconds=milliseconds)
 
 
 def lower_bound(moment: datetime) -> str:
     """Return the smallest string that sorts before every id made at or after `moment`."""
-    milliseconds = int(moment.astimezone(UTC).timestamp() * 1000)
+    milliseconds = (moment - _EPOCH) // timedelta(milliseconds=1)
     return f"{PREFIX}{milliseconds:012x}"

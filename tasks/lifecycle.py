@@ -179,7 +179,8 @@ def finish(
         .values(state=state, finished_at=at, error_code=code, result=result)
     )
     if changed.rowcount == 0:
-        return connection.execute(sa.select(requests.c.state).where(*mine)).scalar() == state
+        ended = connection.execute(sa.select(requests.c.state, requests.c.error_code).where(*mine)).one_or_none()
+        return ended is not None and tuple(ended) == (state, code)
     facts |= {"code": code, "worker": attempt.worker}
     record(connection, event(attempt.subject, state, attempt=attempt.number, epoch=attempt.epoch, at=at, **facts))
     return True

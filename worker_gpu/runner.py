@@ -59,8 +59,8 @@ class Runner:
         try:
             job = self.codec.decode(envelope)
         except MessageRejected as error:
+            # Left leased: perhaps another worker has the key that this one lacks, and it is tried again then.
             logger.error("message %s refused: %s", tag, error.detail)
-            await self.leases.drop(tag)
             return False
         started = await self._write(
             lambda connection: lifecycle.start(connection, job.request_id, job.epoch, self.worker, self.max_attempts)

@@ -18,6 +18,7 @@ from gateway_app.local.client import Client, RequestFailed
 from gateway_app.local.environment import Environment, decide
 from gateway_app.local.folder import Folder, write_holder
 from gateway_app.local.preparation import prepare
+from gateway_app.local.processes import end_all_stale
 from gateway_app.local.progress import Progress
 from gateway_app.local.readiness import wait_until_ready
 from gateway_app.local.services import all_services
@@ -27,6 +28,7 @@ from tasks.settings import Settings, settings
 
 READY_TIMEOUT_S = 300.0
 ANSWER_TIMEOUT_S = 120.0
+INTERRUPTED = 128 + signal.SIGINT
 WELCOME = """
 The gateway is ready.
 
@@ -68,23 +70,36 @@ def main() -> int:
         progress.clear()
         print(f"error: {error.detail}\nhint: {error.hint}", file=sys.stderr)
         return FAILED
+    except OSError as error:
+        progress.clear()
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         progress.say("interrupted")
-        return 128 + signal.SIGINT
+        return INTERRUPTED
 
 
 def _run(folder: Folder, progress: Progress, *, once: bool) -> int:
     folder.make()
     options = settings()
     with folder.lock() as lock:
+        # Before ports are chosen, as they may hold the usual ones.
+        for name in end_all_stale(folder.run, folder.root):
+            progress.say(f"ended a {name} that an earlier start had left running")
         environment = decide(options, folder)
         write_holder(lock, environment.url)
         prepare(options, folder, progress, environment.database_url)
+        # Again, since that may have taken minutes, and another gateway may have taken the ports.
+        environment = decide(options, folder)
+        write_holder(lock, environment.url)
         services = all_services(folder, environment)
         environment.write(folder)
         try:
             supervisor = Supervisor(services, folder, environment.for_children(os.environ), progress)
-            return supervisor.run(lambda: _front(folder, environment, options, progress, once=once))
+            return supervisor.run(
+                lambda: _front(folder, environment, options, progress, once=once),
+                interrupted=INTERRUPTED if once else 0,
+            )
         finally:
             for name in ("env", "gateway.port", "redis.conf"):
                 (folder.run / name).unlink(missing_ok=True)

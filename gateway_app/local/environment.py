@@ -2,7 +2,8 @@
 
 Services that the operator names are used; the others are ours: Redis on the usual port or a free one, SQLite in
 `var/`, the gateway on loopback. Every process gets the result in its environment, and `var/run/env` has it for a
-second terminal: `set -a; . var/run/env; set +a`, then `flask …` and `celery …` reach the same services.
+second terminal, with the settings that this start was given: `set -a; . var/run/env; set +a`, then `flask …` and
+`celery …` reach the same services and mean the same model.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from pathlib import Path
 from gateway_app.local.folder import Folder
 from gateway_app.local.ports import free_port
 from gateway_app.local.secrets import write_once
-from tasks.settings import GatewayGroup, Settings
+from tasks.settings import PREFIX, GatewayGroup, Settings
 
 HOST_VARIABLE, PORT_VARIABLE = "METAQORE_GATEWAY__HOST", "METAQORE_GATEWAY__PORT"
 LOOPBACK = "127.0.0.1"
 REDIS_PORT = 6379
+#: Settings named so hold keys, and stay in the environment they were given in.
+SECRETS = f"{PREFIX}SECRETS__"
 SQLITE = "sqlite:///"
 #: Addresses to listen on that are none to connect to.
 ANY_ADDRESS = {"0.0.0.0": LOOPBACK, "::": "[::1]"}  # noqa: S104  nothing is bound to them here
@@ -59,9 +62,10 @@ class Environment:
         kept = {name: value for name, value in inherited.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return {**kept, **self.variables(), "PYTHONUNBUFFERED": "1"}
 
-    def write(self, folder: Folder) -> None:
-        """Write the variables for a shell to read, and the port for scripts."""
-        lines = (f"{name}={shlex.quote(value)}\n" for name, value in self.variables().items())
+    def write(self, folder: Folder, given: Mapping[str, str] = os.environ) -> None:
+        """Write the variables for a shell to read, with the settings `given` to this start, and the port for scripts."""
+        kept = {name: value for name, value in given.items() if name.startswith(PREFIX) and SECRETS not in name}
+        lines = (f"{name}={shlex.quote(value)}\n" for name, value in {**kept, **self.variables()}.items())
         folder.write_private(folder.run / "env", "".join(lines))
         folder.write_private(folder.run / "gateway.port", f"{self.port}\n")
 
@@ -71,9 +75,9 @@ def decide(settings: Settings, folder: Folder, given: Mapping[str, str] = os.env
     host = settings.gateway.host if HOST_VARIABLE in given else LOOPBACK
     port = free_port(host, settings.gateway.port, exactly=PORT_VARIABLE in given)
     redis_url, redis_port, password = settings.gateway.request_queue_url, None, None
-    if "REDIS_URL" not in given and redis_url == GatewayGroup().request_queue_url:
+    if not given.get("REDIS_URL") and redis_url == GatewayGroup().request_queue_url:
         password = _redis_password(folder)
-        redis_port = free_port(LOOPBACK, REDIS_PORT)
+        redis_port = free_port(LOOPBACK, REDIS_PORT, promised=[port])
         redis_url = f"redis://:{password}@{LOOPBACK}:{redis_port}/0"
     return Environment(host, port, redis_url, redis_port, password, _absolute(settings.database.url, folder.root))
 

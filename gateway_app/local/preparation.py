@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from gateway_app.governance.api_keys import ApiKeys
 from gateway_app.local.folder import Folder
+from gateway_app.local.processes import kill_group
 from gateway_app.local.progress import Progress
 from gateway_app.local.secrets import create_secrets
 from tasks.db import Database, upgrade
@@ -23,7 +26,10 @@ def prepare(settings: Settings, folder: Folder, progress: Progress, database_url
     """Make what is missing. Raises ConfigurationError, or another GatewayError, saying what would help."""
     if made := create_secrets(settings.secrets.directory):
         progress.say(f"made {len(made)} secrets in {settings.secrets.directory}")
-    upgrade(database_url)
+    try:
+        upgrade(database_url)
+    except sa.exc.DatabaseError as error:
+        raise ConfigurationError(f"the database cannot be used: {error.orig}") from None
     prepare_model(settings, progress)
     prepare_api_key(settings, folder, progress)
 
@@ -34,8 +40,15 @@ def prepare_model(settings: Settings, progress: Progress) -> None:
     if Path(settings.engine.model_source) != DEFAULT_MODEL or DEFAULT_MODEL.is_dir():
         return
     progress.say(f"preparing the model {DEFAULT_MODEL.name}, once for all checkouts of this user")
-    result = subprocess.run(MODEL_COMMAND, stdout=sys.stderr, stdin=subprocess.DEVNULL, check=False)  # noqa: S603
-    if result.returncode != 0:
+    with subprocess.Popen(  # noqa: S603  a command of this project
+        MODEL_COMMAND, stdout=sys.stderr, stdin=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            status = process.wait()
+        except BaseException:  # An interruption: the download that runs under it has to end too.
+            kill_group(process.pid)
+            raise
+    if status != 0:
         raise ConfigurationError("the model could not be prepared; the reason is above")
 
 
@@ -46,7 +59,7 @@ def prepare_api_key(settings: Settings, folder: Folder, progress: Progress) -> N
         keys = ApiKeys(database, settings.secrets.keys("key_pepper"))
         try:
             keys.authenticate(f"Bearer {folder.api_key.read_text('ascii').strip()}")
-        except (FileNotFoundError, Unauthenticated):
+        except (FileNotFoundError, UnicodeDecodeError, Unauthenticated):
             # An unknown one is left of a database that was deleted, or was revoked: it opens nothing.
             folder.api_key.unlink(missing_ok=True)
             _, key = keys.create("default", "local")

@@ -71,6 +71,11 @@ def end_stale(pid_file: Path, folder: Path) -> bool:
     return process is not None
 
 
+def end_all_stale(run: Path, folder: Path) -> list[str]:
+    """End all processes that have a pid file in `run`, as `end_stale` does. Returns the names of those there were."""
+    return [file.stem for file in sorted(run.glob("*.pid")) if end_stale(file, folder)]
+
+
 def _stale(pid_file: Path, folder: Path) -> psutil.Process | None:
     try:
         process = psutil.Process(int(pid_file.read_text("ascii")))

@@ -19,11 +19,13 @@ from gateway_app.local.environment import LOOPBACK, Environment
 from gateway_app.local.folder import Folder
 from tasks.errors import ConfigurationError
 
+#: How long the web server waits for requests that run, in whole seconds.
+GRACE_S = 4
 REDIS_CONFIGURATION = """\
 port {port}
 bind {address}
 requirepass {password}
-dir "{directory}"
+dir {directory}
 appendonly yes
 appendfsync everysec
 save ""
@@ -58,8 +60,10 @@ def all_services(folder: Folder, environment: Environment) -> list[Service]:
 
 def _web() -> Service:
     python_module = (sys.executable, "-m", "gunicorn")
-    # gunicorn itself waits 20 s for requests, and open streams are requests.
-    return Service("web", (*python_module, "-c", "python:gateway_app.gunicorn", "gateway_app:create_app()"), stop_s=5.0)
+    # Open streams are requests, which gunicorn waits for: not for long, as the gateway is the user's own. It has to
+    # keep to that by itself, since nobody would kill it if bin/run itself was killed.
+    options = ("-c", "python:gateway_app.gunicorn", "--graceful-timeout", str(GRACE_S))
+    return Service("web", (*python_module, *options, "gateway_app:create_app()"), stop_s=GRACE_S + 2.0)
 
 
 def _worker() -> Service:
@@ -83,13 +87,18 @@ def _redis(folder: Folder, environment: Environment) -> Service:
         port=environment.redis_port,
         address=LOOPBACK,
         password=environment.redis_password,
-        directory=folder.path / "redis",
+        directory=_quoted(str(folder.path / "redis")),
     )
     folder.write_private(configuration, content)
     executable = Path(package.origin).parent / "bin" / "redis-server"
     return Service(
         "redis", (str(executable), str(configuration)), answers=lambda: _redis_answers(environment.redis_url)
     )
+
+
+def _quoted(text: str) -> str:
+    """Return a string as Redis's configuration has it."""
+    return '"' + text.replace("\\", r"\\").replace('"', r"\"") + '"'
 
 
 def _redis_answers(url: str) -> bool:

