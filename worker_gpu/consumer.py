@@ -18,6 +18,7 @@ from celery.signals import worker_ready
 from celery.worker import state
 from celery.worker.request import Request
 
+from tasks.errors import GatewayError
 from tasks.queueing.keys import TASK_NAME
 from tasks.queueing.transport import lease_tag
 from tasks.settings import settings
@@ -26,6 +27,8 @@ from worker_gpu.runtime import Runtime
 logger = logging.getLogger(__name__)
 #: sysexits' EX_SOFTWARE: a supervisor restarts the worker.
 EXIT_ENGINE_DEAD = 70
+#: sysexits' EX_CONFIG: starting again will not help.
+EXIT_CONFIGURATION = 78
 
 
 class EngineStep(bootsteps.StartStopStep):
@@ -37,8 +40,13 @@ class EngineStep(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Start the engine; blocks until the model is loaded."""
-        worker.runtime = Runtime(settings(), worker.hostname, on_dead=_leave)
-        worker.runtime.start()
+        runtime = Runtime(settings(), worker.hostname, on_dead=_leave)
+        try:
+            runtime.start()
+        except GatewayError as error:
+            logger.critical("the worker cannot start: %s %s", error.detail, error.hint)
+            raise SystemExit(EXIT_CONFIGURATION) from None
+        worker.runtime = runtime
 
     def stop(self, worker: Any) -> None:
         """Let what is running finish for a while, then end the engine."""
