@@ -43,27 +43,37 @@ class Subscription:
         self._delivered = cursor
         self._relay = relay
         self._limit = limit
-        self._entries: queue.SimpleQueue[Entry] = queue.SimpleQueue()
+        self._entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._attached = False
+
+    @property
+    def held(self) -> int:
+        """Return how many entries wait for the client."""
+        return self._entries.qsize()
 
     def next(self, timeout_s: float) -> Entry | None:
         """Return the next entry, or None if none came within `timeout_s` seconds."""
-        if not self._attached and self._entries.empty():
-            self.read_to, self._attached = self._delivered, True
-            self._relay.attach(self)
-        try:
-            entry = self._entries.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-        self._delivered = entry[0]
-        return entry
+        deadline = time.monotonic() + timeout_s
+        while True:
+            if not self._attached:
+                self.read_to, self._attached = self._delivered, True
+                self._relay.attach(self)
+            try:
+                entry = self._entries.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return None
+            if entry is not None:
+                self._delivered = entry[0]
+                return entry
+            # The reader dropped us here. All that it gave before has been taken, so it may begin again.
+            self._attached = False
 
     def offer(self, entry: Entry) -> bool:
         """Take an entry from the reader. Returns False if the client is too slow and must be dropped for now."""
         if entry[0] <= self.read_to:
             return True
         if self._entries.qsize() >= self._limit:
-            self._attached = False
+            self._entries.put(None)
             return False
         self.read_to = entry[0]
         self._entries.put(entry)
@@ -86,6 +96,7 @@ class Relay:
         self._lock = threading.Lock()
         self._watched: defaultdict[str, set[Subscription]] = defaultdict(set)
         self._thread: threading.Thread | None = None
+        self._closing = False
 
     def subscribe(self, request_id: str, cursor: Cursor) -> Subscription:
         """Return a subscription to the request's stream, after `cursor`. Close it when done."""
@@ -95,7 +106,7 @@ class Relay:
         """Have the reader feed `subscription`."""
         with self._lock:
             self._watched[subscription.key].add(subscription)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 # Started with the first client: a server that forks its workers must not have forked this thread.
                 self._thread = threading.Thread(target=self._read_forever, name="stream-relay", daemon=True)
                 self._thread.start()
@@ -105,6 +116,13 @@ class Relay:
         """Stop feeding `subscription`."""
         with self._lock:
             self._drop(subscription)
+
+    def close(self) -> None:
+        """End the reader."""
+        self._closing = True
+        self._wake()
+        if self._thread is not None:
+            self._thread.join()
 
     def _drop(self, subscription: Subscription) -> None:
         watchers = self._watched.get(subscription.key)
@@ -126,16 +144,15 @@ class Relay:
     def _read_forever(self) -> None:
         position = "0-0"
         failing = False
-        while True:
+        while not self._closing:
             with self._lock:
-                wanted: dict[Any, Any] = {
-                    key: str(min(subscription.read_to for subscription in watchers))
+                wanted = {
+                    key: min(subscription.read_to for subscription in watchers)
                     for key, watchers in self._watched.items()
                 }
+            positions: dict[Any, Any] = {self._control: position, **{key: str(at) for key, at in wanted.items()}}
             try:
-                answer = self._client.xread(
-                    {self._control: position, **wanted}, count=_COUNT, block=int(BLOCK_S * 1000)
-                )
+                answer = self._client.xread(positions, count=_COUNT, block=int(BLOCK_S * 1000))
             except redis.RedisError as error:
                 if not failing:
                     logger.warning("stream relay lost Redis: %s", type(error).__name__)
@@ -150,11 +167,15 @@ class Relay:
                 if key == self._control:
                     position = entries[-1][0].decode()
                 else:
-                    self._deliver(key, entries)
+                    self._deliver(key, wanted[key], entries)
 
-    def _deliver(self, key: str, entries: list[RawEntry]) -> None:
+    def _deliver(self, key: str, after: Cursor, entries: list[RawEntry]) -> None:
+        """Hand over the entries that follow `after`."""
         with self._lock:
             for subscription in tuple(self._watched.get(key, ())):
+                if subscription.read_to < after:
+                    # It came while these were being read, and lacks what lies before them: the next read is for it too.
+                    continue
                 for raw_id, fields in entries:
                     if not subscription.offer((Cursor.parse(raw_id.decode()), fields[FIELD])):
                         self._drop(subscription)

@@ -1,0 +1,156 @@
+"""A stream's frames are the same wherever they come from: Redis, SQL, or the one and then the other."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import redis
+from flask.testing import FlaskClient
+
+from tasks import lifecycle
+from tasks.crypto import KeyWrapper, seal
+from tasks.db import Database
+from tasks.job import Result, Timings, Usage
+from tasks.lifecycle import Attempt
+from tasks.settings import PREFIX, settings
+from tasks.stream import FIELD, Cursor, Frame, ended, replay, stream_key
+
+TASK = {"agent": "incident-responder", "directive": "What now?"}
+RESULT = Result(
+    text="One two thrée 🙂",
+    cuts=(4, 4, 6, 1),
+    finish_reason="stop",
+    model="tiny",
+    usage=Usage(prompt_tokens=9, cached_tokens=0, output_tokens=4),
+    timings=Timings(queued_ms=1, total_ms=2),
+)
+
+
+class Task:
+    """A task that the test runs in a worker's place."""
+
+    def __init__(self, client: FlaskClient) -> None:
+        accepted: dict[str, Any] = client.post("/v1/tasks", json=TASK).get_json()
+        self.id: str = accepted["id"]
+        self.client = client
+        self.database = Database(settings().database)
+        row = self.database.read(lambda connection: lifecycle.find(connection, self.id, "default"))
+        assert row is not None
+        self.data_key = KeyWrapper(settings().secrets.keys("master_key")).unwrap(row.data_key, self.id)
+        self.redis = redis.Redis.from_url(settings().gateway.request_queue_url)
+
+    def start(self) -> Attempt:
+        """Begin an attempt."""
+        started = self.database.write(lambda connection: lifecycle.start(connection, self.id, 1, "test", 3))
+        assert isinstance(started, Attempt)
+        return started
+
+    def complete(self, attempt: Attempt) -> None:
+        """Record the answer."""
+        sealed = seal(self.data_key, RESULT.model_dump_json().encode(), f"result:{self.id}")
+        assert self.database.write(lambda connection: lifecycle.complete(connection, attempt, RESULT, sealed))
+
+    def send(self, *frames: Frame) -> None:
+        """Write frames to the stream."""
+        for frame in frames:
+            sealed = frame.seal(self.data_key, self.id)
+            self.redis.xadd(stream_key("metaqore:", self.id), {FIELD: sealed}, id=str(frame.cursor))
+
+    def watch(self, cursor: Cursor | str = "") -> list[str]:
+        """Return the stream's events from a cursor on, as they are sent."""
+        headers = {"Last-Event-ID": str(cursor)} if cursor else {}
+        answer = self.client.get(f"/v1/tasks/{self.id}/events", headers=headers)
+        assert answer.status_code in (200, 204), answer.text
+        return [block for block in answer.text.split("\n\n") if block and not block.startswith(":")]
+
+
+@pytest.fixture
+def task(client: FlaskClient) -> Task:
+    """Return a queued task."""
+    return Task(client)
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_every_cursor_gives_the_rest(task: Task, forgotten: bool) -> None:
+    """From Redis and from SQL, byte for byte the same."""
+    attempt = task.start()
+    frames = list(replay(1, RESULT))
+    task.send(*frames)
+    task.complete(attempt)
+    whole = task.watch()
+    assert len(whole) == len(frames)
+    if forgotten:
+        task.redis.flushall()
+    for index, frame in enumerate(frames):
+        assert task.watch(frame.cursor) == whole[index + 1 :]
+
+
+def test_a_cursor_past_the_end_is_refused(task: Task) -> None:
+    """The end itself is answered with 204, so that a browser stops asking."""
+    task.complete(task.start())
+    last = list(replay(1, RESULT))[-1].cursor
+    assert task.client.get(f"/v1/tasks/{task.id}/events?cursor={last}").status_code == 204
+    answer = task.client.get(f"/v1/tasks/{task.id}/events?cursor=1-{last.sequence + 1}")
+    assert (answer.status_code, answer.json["code"]) == (400, "invalid_cursor")
+
+
+def test_a_worker_that_died_after_its_commit(task: Task) -> None:
+    """The last frame was never sent: it is made from SQL, after what Redis has."""
+    frames = list(replay(1, RESULT))
+    attempt = task.start()
+    task.send(*frames[:2])
+    task.complete(attempt)
+    assert len(task.watch()) == len(frames)
+    assert task.watch(frames[1].cursor)[-1].startswith(f"id: {frames[-1].cursor}\nevent: completed")
+
+
+def test_the_same_while_watching(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watcher that hears nothing looks into SQL, and sees the rest."""
+    frames = list(replay(1, RESULT))
+    attempt = task.start()
+    task.send(*frames[:2])
+    answer = task.client.get(f"/v1/tasks/{task.id}/events", buffered=False)
+    events = iter(answer.response)
+    assert next(events).startswith(b":")
+    seen = [next(events), next(events)]
+    task.complete(attempt)
+    began = time.monotonic()
+    seen += [event for event in events if not event.startswith(b":")]
+    assert time.monotonic() - began < 5
+    assert [event.decode().rstrip("\n") for event in seen] == task.watch()
+
+
+def test_a_second_attempt_replaces_the_first(task: Task) -> None:
+    """A client that comes back with a cursor of the first attempt is told to begin again."""
+    first = task.start()
+    task.send(*list(replay(1, RESULT))[:3])
+    second = task.start()
+    assert second.number == first.number + 1
+    frames = list(replay(2, RESULT))
+    task.send(*frames)
+    task.complete(second)
+    after = task.watch(Cursor(1, 2))
+    assert after[0].startswith("id: 2-0\nevent: reset")
+    assert len(after) == len(frames)
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_failed_task_ends_after_whatever_was_shown(task: Task, forgotten: bool) -> None:
+    """The end of a task without an answer follows every cursor."""
+    attempt = task.start()
+    task.send(*list(replay(1, RESULT))[:3])
+    task.database.write(lambda connection: lifecycle.finish(connection, attempt, "failed", code="engine_failed"))
+    task.send(ended(1, "failed", "engine_failed"))
+    if forgotten:
+        task.redis.flushall()
+    last = task.watch(Cursor(1, 2))[-1]
+    assert "event: failed" in last
+    assert "engine_failed" in last
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch, secrets_directory: object) -> None:
+    """Have watchers look into SQL after a moment of silence."""
+    monkeypatch.setenv(f"{PREFIX}STREAMING__HEARTBEAT_S", "0.2")

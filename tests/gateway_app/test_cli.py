@@ -1,0 +1,105 @@
+"""The `flask` commands, run as an operator runs them: as processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks.settings import PREFIX, SECRET_NAMES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> Path:
+    """Work in a folder of the test's own, with no database and no secrets yet."""
+    monkeypatch.setenv(f"{PREFIX}SECRETS__DIRECTORY", str(tmp_path / "secrets"))
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'gateway.db'}")
+    monkeypatch.setenv(f"{PREFIX}ENGINE__MODEL", str(tiny_model))
+    monkeypatch.setenv(f"{PREFIX}GOVERNANCE__PROFILES_DIRECTORY", str(ROOT / "profiles"))
+    return tmp_path
+
+
+def flask(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command from the project's root."""
+    command = [sys.executable, "-m", "flask", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False)
+
+
+def made(*arguments: str) -> str:
+    """Run a command that must succeed; return what it printed."""
+    result = flask(*arguments)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_from_nothing_to_a_key(folder: Path) -> None:
+    """Secrets, tables, a key; the key is listed without what would let anyone use it, and can be revoked."""
+    assert "signing_key" in made("secrets", "create")
+    assert "already" in made("secrets", "create")
+    for name in SECRET_NAMES:
+        assert stat.S_IMODE((folder / "secrets" / name).stat().st_mode) == 0o600
+    pending = flask("db", "status")
+    assert (pending.returncode, "flask db upgrade" in pending.stderr) == (1, True)
+    made("db", "upgrade")
+    assert "up to date" in made("db", "status")
+    key = made("keys", "create", "--name", "test", "--organization", "acme").strip()
+    assert re.fullmatch(r"mq_[\w-]{43}", key)
+    listed = made("keys", "list")
+    assert "acme  test" in listed
+    assert key not in listed
+    key_id = listed.split()[0]
+    made("keys", "revoke", key_id)
+    assert "revoked" in made("keys", "list")
+    assert flask("keys", "revoke", key_id).returncode == 1
+
+
+def test_a_key_written_to_a_file(folder: Path) -> None:
+    """It is in the file alone, for its owner alone, and never over another file."""
+    made("secrets", "create")
+    made("db", "upgrade")
+    path = folder / "key"
+    result = flask("keys", "create", "--name", "test", "--output", str(path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text().strip() not in result.stdout + result.stderr
+    assert flask("keys", "create", "--name", "test", "--output", str(path)).returncode != 0
+    assert made("keys", "list").count("\n") == 1
+
+
+def test_profiles_check() -> None:
+    """Every profile with its tokens."""
+    shown = made("profiles", "check")
+    assert re.search(r"incident-responder  version 1  \d+ static tokens", shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "value", "told"),
+    [
+        (("keys", "list"), f"{PREFIX}SECRETS__DIRECTORY", "/nowhere", "flask secrets create"),
+        (("db", "upgrade"), "DATABASE_URL", "mysql://x", "must start with sqlite"),
+        (("db", "upgrade"), "DATABASE_URL", "postgresql://127.0.0.1:1/x", "cannot be migrated"),
+        (("profiles", "check"), f"{PREFIX}ENGINE__MODEL", "/nowhere", "does not exist"),
+        (("keys", "create", "--name", ""), "X", "x", "printable"),
+    ],
+)
+def test_errors_are_messages(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], variable: str, value: str, told: str
+) -> None:
+    """What is wrong and what helps, without a traceback."""
+    monkeypatch.setenv(variable, value)
+    result = flask(*arguments)
+    assert result.returncode != 0
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("group", ["db", "keys", "profiles", "secrets"])
+def test_help(group: str) -> None:
+    """Each group explains itself."""
+    assert "Commands:" in made(group, "--help")
