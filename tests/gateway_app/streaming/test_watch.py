@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 import redis
@@ -112,7 +113,7 @@ def test_the_same_while_watching(task: Task, monkeypatch: pytest.MonkeyPatch) ->
     attempt = task.start()
     task.send(*frames[:2])
     answer = task.client.get(f"/v1/tasks/{task.id}/events", buffered=False)
-    events = iter(answer.response)
+    events = cast("Iterator[bytes]", iter(answer.response))
     assert next(events).startswith(b":")
     seen = [next(events), next(events)]
     task.complete(attempt)

@@ -46,7 +46,7 @@ def write_template(checkpoint: Path, template: str | None) -> None:
 
 @pytest.mark.vllm
 def test_it_renders_and_encodes_as_transformers_does(tiny_model: Path) -> None:
-    """vLLM's own chat endpoint would give the same ids for the same messages."""
+    """The chat endpoint of vLLM would give the same ids for the same messages."""
     require("transformers")
     from transformers import AutoTokenizer
 
