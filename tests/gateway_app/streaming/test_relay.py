@@ -121,7 +121,7 @@ def test_redis_is_killed_and_comes_back(own_redis: RedisServer) -> None:
     own_redis.kill()
     assert subscription.next(0.05) is None
     own_redis.start()
-    wait_until(lambda: client.ping(), 10, "redis")
+    wait_until(client.ping, 10, "redis")
     write(client, "r", range(4, 7))
     assert read(subscription, 3) == expected(range(4, 7))
     relay.close()

@@ -34,7 +34,7 @@ def test_segments_are_joined_by_blank_lines(tmp_path: Path) -> None:
     assert read_profile(write(tmp_path, "a", GOOD)).text == "Base.\n\nRole."
 
 
-BAD = {
+BAD: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "valid dictionary"),
     "no YAML": ("a: [", "while parsing"),
     "python tag": ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
