@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
@@ -39,7 +41,10 @@ def create_app() -> Flask:
 
 
 def build(settings: Settings) -> Flask:
-    """Return an application wired from `settings`. Raises ConfigurationError, which says what to correct."""
+    """Return an application wired from `settings`. Raises ConfigurationError, which says what to correct.
+
+    `app.extensions["closing"]` is an ExitStack that ends its threads and connections.
+    """
     app = Flask(__name__)
     database = Database(settings.database)
     wrapper = KeyWrapper(settings.secrets.keys("master_key"))
@@ -67,15 +72,12 @@ def build(settings: Settings) -> Flask:
         keys=wrapper,
         context_window=settings.engine.max_model_len or tokenizer.max_model_len,
     )
+    relay_client = connect(settings.gateway.request_queue_url, BLOCK_S + settings.gateway.redis_timeout_s)
+    relay = Relay(relay_client, client, settings.gateway.key_prefix, settings.streaming.buffer_frames)
     watcher = Watcher(
         database=database,
         client=client,
-        relay=Relay(
-            connect(settings.gateway.request_queue_url, BLOCK_S + settings.gateway.redis_timeout_s),
-            client,
-            settings.gateway.key_prefix,
-            settings.streaming.buffer_frames,
-        ),
+        relay=relay,
         keys=wrapper,
         prefix=settings.gateway.key_prefix,
         heartbeat_s=settings.streaming.heartbeat_s,
@@ -87,4 +89,7 @@ def build(settings: Settings) -> Flask:
     app.register_blueprint(health.blueprint(database, publisher, client, queue_keys))
     keys = ApiKeys(database, settings.secrets.keys("key_pepper"))
     app.register_blueprint(tasks.blueprint(keys, pipeline, watcher))
+    closing = app.extensions["closing"] = ExitStack()
+    for close in (database.close, client.close, relay_client.close, relay.close):
+        closing.callback(close)
     return app

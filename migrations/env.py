@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from alembic import context
+from sqlalchemy.engine import Engine
 
 from tasks.db import create_engine
 from tasks.schema import metadata
 from tasks.settings import DatabaseGroup
 
+
+def run(engine: Engine) -> None:
+    """Run what is pending, alone: two gateways that start at once must not migrate at once."""
+    # SQLite takes its write lock at once: of two starts that both read first, neither could write.
+    with engine.execution_options(immediate=True).connect() as connection:
+        context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
+        with context.begin_transaction():
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7355608)")
+            context.run_migrations()
+
+
 engine = create_engine(DatabaseGroup(url=context.config.attributes["url"], timeout_s=60))
-# SQLite takes its write lock at once: two starts that both read first could not both write.
-with engine.execution_options(immediate=True).connect() as connection:
-    context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
-    with context.begin_transaction():
-        if connection.dialect.name == "postgresql":
-            # Two gateways that start at once must not migrate at once.
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7355608)")
-        context.run_migrations()
-engine.dispose()
+try:
+    run(engine)
+finally:
+    engine.dispose()

@@ -121,12 +121,13 @@ def configured(redis_url: str, database_url: str, tiny_model: Path, monkeypatch:
 
 
 @pytest.fixture
-def client(configured: None) -> FlaskClient:
+def client(configured: None) -> Iterator[FlaskClient]:
     """Return a client of a gateway without workers, authenticated for the organization `default`."""
     app = build(settings())
     client = app.test_client()
     client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {new_key('default')}"
-    return client
+    with app.extensions["closing"]:
+        yield client
 
 
 def new_key(organization: str) -> str:

@@ -73,6 +73,7 @@ class Runtime:
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
         self._database.close()
 
     async def _start(self) -> None:

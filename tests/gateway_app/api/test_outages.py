@@ -102,7 +102,9 @@ def test_a_database_without_tables_is_said_so(
     """A gateway whose database was never migrated is not ready, and says what to do."""
     monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'empty.db'}")
     settings.cache_clear()
-    ready = build(settings()).test_client().get("/readyz")
+    app = build(settings())
+    with app.extensions["closing"]:
+        ready = app.test_client().get("/readyz")
     assert ready.status_code == 503
     assert "flask db upgrade" in ready.json["checks"]["database"]
 

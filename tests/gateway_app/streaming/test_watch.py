@@ -68,9 +68,12 @@ class Task:
 
 
 @pytest.fixture
-def task(client: FlaskClient) -> Task:
+def task(client: FlaskClient) -> Iterator[Task]:
     """Return a queued task."""
-    return Task(client)
+    task = Task(client)
+    yield task
+    task.database.close()
+    task.redis.close()
 
 
 @pytest.mark.parametrize("forgotten", [False, True])

@@ -140,6 +140,8 @@ def worker(tmp_path: Path, way: str) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def kill_and_find_survivors(process: subprocess.Popen[str]) -> list[psutil.Process]:

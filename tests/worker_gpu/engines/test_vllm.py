@@ -44,7 +44,8 @@ class Host:
         """Start the loop, not the engine."""
         self.engine = engine
         self.loop = asyncio.new_event_loop()
-        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
 
     def run(self, work: Awaitable[T]) -> T:
         """Run a coroutine on the engine's loop and wait for it."""
@@ -92,6 +93,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     finally:
         host.run(engine.stop())
         host.loop.call_soon_threadsafe(host.loop.stop)
+        host.thread.join()
+        host.loop.close()
         os.environ.clear()
         os.environ.update(environment)
 
