@@ -80,6 +80,15 @@ def check_machine(system: str, machine: str, cpuinfo: str, libc: "tuple[str, str
         )
 
 
+def cpuinfo() -> str:
+    """Return what Linux says of the processor, and nothing elsewhere."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
 def libc() -> "tuple[str, str]":
     """Return the C library's name and version. An old Python's `platform.libc_ver` tells what it was built for."""
     try:
@@ -186,8 +195,7 @@ def prepare(*groups: str) -> str:
 
 
 def _install(groups: "list[str]", lock: "object") -> None:
-    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-        check_machine(platform.system(), platform.machine(), file.read(), libc())
+    check_machine(platform.system(), platform.machine(), cpuinfo(), libc())
     python = find_python((sys.version_info[0], sys.version_info[1]))
     fresh = not _runs(PYTHON)
     if fresh:
@@ -304,6 +312,7 @@ class Stages:
                     process.terminate()
                     process.wait()
             reader.join()
+            process.stdout.close()  # type: ignore[union-attr]
         self.now = "done" if process.returncode == 0 else "failed"
         self._show(title, time.monotonic() - began, end="\n")
         if process.returncode == 0:

@@ -256,7 +256,7 @@ def upgrade(url: str) -> None:
     """Create or migrate the tables at `url` to the newest revision. Raises ConfigurationError if it cannot."""
     try:
         command.upgrade(_alembic(url), "head")
-    except (*_AWAY, CommandError) as error:
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError, CommandError) as error:
         kind = type(getattr(error, "orig", None) or error).__name__
         raise ConfigurationError(f"the database cannot be migrated: {kind}") from None
 

@@ -10,6 +10,7 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 
@@ -92,12 +93,12 @@ def _run(folder: Folder, progress: Progress, *, once: bool) -> int:
         # Again, since that may have taken minutes, and another gateway may have taken the ports.
         environment = decide(options, folder)
         write_holder(lock, environment.url)
-        services = all_services(folder, environment)
+        services = all_services(folder, environment, options.gateway.key_prefix)
         environment.write(folder)
         try:
             supervisor = Supervisor(services, folder, environment.for_children(os.environ), progress)
             return supervisor.run(
-                lambda: _front(folder, environment, options, progress, once=once),
+                lambda: _front(folder, environment, options, progress, lambda: supervisor.ending, once=once),
                 interrupted=INTERRUPTED if once else 0,
             )
         finally:
@@ -106,12 +107,24 @@ def _run(folder: Folder, progress: Progress, *, once: bool) -> int:
 
 
 def _front(
-    folder: Folder, environment: Environment, options: Settings, progress: Progress, *, once: bool
+    folder: Folder,
+    environment: Environment,
+    options: Settings,
+    progress: Progress,
+    ending: Callable[[], bool],
+    *,
+    once: bool,
 ) -> int | None:
-    """Wait, then welcome the user or run the demonstration. Returns an exit status to end everything with."""
+    """Wait, then welcome the user or run the demonstration. Returns an exit status to end everything with.
+
+    Says nothing more once everything is `ending` for another reason.
+    """
     progress.say(f"starting Redis, the web server and a worker; {environment.url} once they are ready")
     client = Client(environment.url, folder.api_key.read_text("ascii").strip(), ANSWER_TIMEOUT_S)
-    if missing := wait_until_ready(client, progress, READY_TIMEOUT_S if once else float("inf")):
+    missing = wait_until_ready(client, progress, READY_TIMEOUT_S if once else float("inf"), ending)
+    if ending():
+        return None
+    if missing:
         return _explain(f"after {READY_TIMEOUT_S:.0f} s there is still missing: {', '.join(missing)}", folder, progress)
     if not once:
         print(WELCOME.format(url=environment.url, root=folder.root, agent=demo.AGENT, context=demo.CONTEXT))
@@ -120,6 +133,8 @@ def _front(
     try:
         demo.run(client, options.database)
     except (demo.DemoFailed, RequestFailed, GatewayError, HTTPException, OSError) as error:
+        if ending():
+            return None
         return _explain(f"{type(error).__name__}: {error}", folder, progress)
     return 0
 

@@ -21,7 +21,10 @@ def main() -> None:
     # A parent that died before the call sends nothing: its children belong to another process by now.
     if os.getppid() != int(parent):
         sys.exit("bin/run has ended already")
-    os.execv(command[0], command)  # noqa: S606  the commands are in services.py
+    try:
+        os.execv(command[0], command)  # noqa: S606  the commands are in services.py
+    except OSError as error:
+        sys.exit(f"{command[0]} cannot be started: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ def prepare_model(settings: Settings, progress: Progress) -> None:
         try:
             status = process.wait()
         except BaseException:  # An interruption: the download that runs under it has to end too.
+            process.kill()
+            process.wait()
             kill_group(process.pid)
             raise
     if status != 0:

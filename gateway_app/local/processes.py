@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,8 @@ LAUNCHER = Path(__file__).with_name("launcher.py")
 START_TOLERANCE_S = 3.0
 STALE_STOP_S = 10.0
 EXIT_POLL_S = 0.05
+#: A killed process is gone within milliseconds, unless the kernel waits for a disk in its name.
+GROUP_END_S, GROUP_POLL_S = 2.0, 0.01
 
 
 def start(
@@ -50,9 +53,22 @@ def start(
 
 
 def kill_group(leader: int) -> None:
-    """Kill what is left of a process's group."""
+    """Kill what is left of a process's group, and wait until it is gone: until then it may hold a port."""
+    deadline = time.monotonic() + GROUP_END_S
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
+        while _runs(leader) and time.monotonic() < deadline:
+            time.sleep(GROUP_POLL_S)
+            os.killpg(leader, signal.SIGKILL)  # Again, as one of them may have been starting another.
+
+
+def _runs(leader: int) -> bool:
+    """Tell whether a process of the group runs. One whose exit status nobody has asked for yet does not."""
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.Error):
+            if os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def end_stale(pid_file: Path, folder: Path) -> bool:

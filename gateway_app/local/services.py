@@ -18,6 +18,8 @@ import redis
 from gateway_app.local.environment import LOOPBACK, Environment
 from gateway_app.local.folder import Folder
 from tasks.errors import ConfigurationError
+from tasks.queueing.heartbeats import workers
+from tasks.queueing.keys import QueueKeys
 
 #: How long the web server waits for requests that run, in whole seconds.
 GRACE_S = 4
@@ -40,8 +42,8 @@ class Service:
     """A process to keep running.
 
     `settle_s`: one that ends before it has run this many seconds counts as not having started. `stop_s`: how long it
-    may take to end after SIGTERM. `death_signal`: what the kernel sends it when bin/run is killed. `answers`: whether
-    those after it may start.
+    may take to end after SIGTERM. `death_signal`: what the kernel sends it when bin/run is killed. `answers`: whether it
+    does its work yet; those after it are started then, and before that nothing is lost by killing it.
     """
 
     name: str
@@ -52,10 +54,10 @@ class Service:
     answers: Callable[[], bool] | None = None
 
 
-def all_services(folder: Folder, environment: Environment) -> list[Service]:
+def all_services(folder: Folder, environment: Environment, key_prefix: str) -> list[Service]:
     """Return what has to run, in the order it starts. Writes the configuration of Redis if that is ours."""
     own_redis = [] if environment.redis_port is None else [_redis(folder, environment)]
-    return [*own_redis, _web(), _worker()]
+    return [*own_redis, _web(), _worker(environment.redis_url, QueueKeys(key_prefix))]
 
 
 def _web() -> Service:
@@ -66,7 +68,7 @@ def _web() -> Service:
     return Service("web", (*python_module, *options, "gateway_app:create_app()"), stop_s=GRACE_S + 2.0)
 
 
-def _worker() -> Service:
+def _worker(redis_url: str, keys: QueueKeys) -> Service:
     python_module = (sys.executable, "-m", "celery")
     return Service(
         "worker",
@@ -75,6 +77,7 @@ def _worker() -> Service:
         stop_s=25.0,  # It waits 20 s for what it runs, then ends the engine.
         # Redis goes at the same instant, so it could finish nothing. Its requests are leased, and run again.
         death_signal=signal.SIGKILL,
+        answers=lambda: _any_worker(redis_url, keys),
     )
 
 
@@ -104,7 +107,20 @@ def _quoted(text: str) -> str:
 def _redis_answers(url: str) -> bool:
     """Tell whether Redis takes commands: it refuses them while it loads its data."""
     try:
-        with redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0) as client:
+        with _client(url) as client:
             return bool(client.ping())
     except redis.RedisError:
         return False
+
+
+def _any_worker(url: str, keys: QueueKeys) -> bool:
+    """Tell whether a worker takes requests. Until its model is loaded, it does not listen to SIGTERM either."""
+    try:
+        with _client(url) as client:
+            return any(worker["state"] != "loading" for worker in workers(client, keys))
+    except redis.RedisError:
+        return False
+
+
+def _client(url: str) -> redis.Redis:
+    return redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0)

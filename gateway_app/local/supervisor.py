@@ -32,6 +32,8 @@ from gateway_app.local.services import Service
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.2, 5.0
 ATTEMPTS = 5
 TICK_S = 0.1
+#: One that does not answer yet gets no more than this to end: it has nothing to finish.
+UNANSWERED_STOP_S = 1.0
 FAILED = 1
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -87,6 +89,11 @@ class Supervisor:
             self._stop()
         return self._status
 
+    @property
+    def ending(self) -> bool:
+        """Tell whether everything is being ended, so that nothing need be waited for any more."""
+        return self._status is not None
+
     def _listen(self) -> None:
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -105,7 +112,8 @@ class Supervisor:
         try:
             status = front()
         except Exception as error:  # Whatever it is, processes must not be left running for want of someone to see it.
-            self._progress.say(f"error: {type(error).__name__}: {error}")
+            if not self.ending:
+                self._progress.say(f"error: {type(error).__name__}: {error}")
             status = FAILED
         if status is not None and self._status is None:
             self._status = status
@@ -138,6 +146,7 @@ class Supervisor:
                 death_signal=service.death_signal,
             )
         child.started_at = time.monotonic()
+        child.answered = service.answers is None
         self._folder.write_private(self._pid_file(child), f"{child.process.pid}\n")
 
     def _report(self, child: Child, status: int, now: float) -> None:
@@ -157,14 +166,17 @@ class Supervisor:
             if child.process is not None and child.process.poll() is None:
                 self._progress.wait(f"{child.service.name} to end", 0)
                 child.process.terminate()
-                deadline = time.monotonic() + child.service.stop_s
+                patience_s = child.service.stop_s if child.answered else UNANSWERED_STOP_S
+                deadline = time.monotonic() + patience_s
                 while child.process.poll() is None and time.monotonic() < deadline and self._patient:
                     self._sleep(processes.EXIT_POLL_S)
                 if child.process.poll() is None:
-                    self._progress.say(f"{child.service.name} did not end in time and is killed")
+                    if child.answered:
+                        self._progress.say(f"{child.service.name} did not end in time and is killed")
+                    child.process.kill()
             if child.process is not None:
-                processes.kill_group(child.process.pid)
                 child.process.wait()
+                processes.kill_group(child.process.pid)
             with suppress(OSError):
                 self._pid_file(child).unlink(missing_ok=True)
         self._progress.clear()
