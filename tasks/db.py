@@ -257,8 +257,9 @@ def upgrade(url: str) -> None:
     try:
         command.upgrade(_alembic(url), "head")
     except (sa.exc.DBAPIError, sa.exc.TimeoutError, CommandError) as error:
-        kind = type(getattr(error, "orig", None) or error).__name__
-        raise ConfigurationError(f"the database cannot be migrated: {kind}") from None
+        # The first line says what is wrong; a later one may quote a row.
+        reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        raise ConfigurationError(f"the database cannot be migrated: {reason}") from None
 
 
 def pending_migrations(connection: Connection) -> list[str]:

@@ -156,7 +156,7 @@ def test_an_unusable_var_is_named(gateway: LocalGateway) -> None:
     (gateway.folder.path / "gateway.db").write_bytes(os.urandom(8192))
     gateway.start()
     assert gateway.ends() == 1
-    assert "error: the database cannot be used: file is not a database" in gateway.output
+    assert "error: the database cannot be migrated: file is not a database" in gateway.output
     assert "Traceback" not in gateway.output
 
 

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from gateway_app.governance.api_keys import ApiKeys
 from gateway_app.local.folder import Folder
 from gateway_app.local.processes import kill_group
@@ -26,10 +24,7 @@ def prepare(settings: Settings, folder: Folder, progress: Progress, database_url
     """Make what is missing. Raises ConfigurationError, or another GatewayError, saying what would help."""
     if made := create_secrets(settings.secrets.directory):
         progress.say(f"made {len(made)} secrets in {settings.secrets.directory}")
-    try:
-        upgrade(database_url)
-    except sa.exc.DatabaseError as error:
-        raise ConfigurationError(f"the database cannot be used: {error.orig}") from None
+    upgrade(database_url)
     prepare_model(settings, progress)
     prepare_api_key(settings, folder, progress)
 
