@@ -24,8 +24,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+
+from stages import Refusal, Stages, clock, say
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
@@ -45,14 +46,9 @@ DECIDING = (
 SUPPORTED = ((3, 12), (3, 11))
 GLIBC = (2, 28)  # What the wheels of torch and vLLM are built for.
 VENV_MB, TEMPORARY_MB = 2600, 600  # Measured: 2,100 MB installed and 250 MB unpacking, with a quarter added.
-TAIL_LINES = 25
 #: Where pip finds no CPU build: the same version with CUDA, which needs 4 GB more and no GPU.
 TORCH = "torch==2.13.0"
 TORCH_MB = 4500
-
-
-class Refusal(Exception):
-    """This machine cannot run the gateway as it is; the message says what would help."""
 
 
 # --- What the machine must have --------------------------------------------------------------------
@@ -204,7 +200,7 @@ def _install(groups: "list[str]", lock: "object") -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(STAMP)
     began = time.monotonic()
-    stages = Stages(5, lock)
+    stages = Stages(5, lock, ROOT, PYTHON, LOG)
     if fresh:
         if subprocess.run([python, "-c", "import ensurepip, venv"], stderr=subprocess.DEVNULL).returncode:
             raise Refusal(
@@ -235,7 +231,7 @@ def _install(groups: "list[str]", lock: "object") -> None:
     with open(STAMP + ".new", "w", encoding="utf-8") as file:
         json.dump({"fingerprint": fingerprint(), "groups": groups}, file)
     os.replace(STAMP + ".new", STAMP)
-    say("installed in %s" % _clock(time.monotonic() - began))
+    say("installed in %s" % clock(time.monotonic() - began))
 
 
 def _runs(python: str) -> bool:
@@ -254,109 +250,6 @@ def _forget_unfinished_packages() -> None:
                 shutil.rmtree(folder)
         elif os.path.basename(folder) == "site-packages":
             names[:] = [name for name in names if name.endswith(".dist-info")]
-
-
-class Stages:
-    """Runs commands one after another and shows where they are; what they say goes to the log."""
-
-    def __init__(self, count: int, lock: "object") -> None:
-        """Take how many stages there will be, and the file whose lock each holds: it may outlive a killed bin/run."""
-        self.lock = lock
-        self.count, self.number, self.megabytes, self.now = count, 0, 0.0, ""
-        self.terminal = sys.stderr.isatty()
-
-    def skip(self) -> None:
-        """Count a stage that has nothing to do."""
-        self.number += 1
-
-    def again(self) -> "Stages":
-        """Let the next command count as part of the stage before."""
-        self.number -= 1
-        return self
-
-    def pip(self, title: str, arguments: "list[str]", unless: str = "\0") -> bool:
-        """Run `pip install`; see `run`."""
-        # Python compiles a module when it first imports it; pip would compile 17,000 of which 5,000 are ever used.
-        options = ["--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--no-compile"]
-        return self.run(title, [PYTHON, "-m", "pip", "install"] + options + arguments, unless)
-
-    def run(self, title: str, command: "list[str]", unless: str = "\0") -> bool:
-        """Run one stage. Returns False if it failed and said `unless`; raises Refusal if it failed otherwise."""
-        self.number, self.megabytes, self.now = self.number + 1, 0.0, ""
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONHOME")
-        }
-        environment["PIP_USER"] = "0"
-        began = shown = time.monotonic()
-        if not self.terminal:
-            say("[%d/%d] %s" % (self.number, self.count, title))
-        with open(LOG, "a", encoding="utf-8") as log:
-            start = log.tell()
-            log.write("$ %s\n" % " ".join(command))
-            log.flush()
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, errors="replace", pass_fds=[self.lock.fileno()])  # type: ignore[attr-defined]  # fmt: skip
-            reader = threading.Thread(target=self._read, args=(process.stdout, log), daemon=True)
-            reader.start()
-            try:
-                while process.poll() is None:
-                    reader.join(0.5)
-                    if self.terminal or time.monotonic() - shown >= 15:
-                        shown = time.monotonic()
-                        self._show(title, shown - began)
-                    if not reader.is_alive():
-                        process.wait()
-            finally:
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait()
-            reader.join()
-            process.stdout.close()  # type: ignore[union-attr]
-        self.now = "done" if process.returncode == 0 else "failed"
-        self._show(title, time.monotonic() - began, end="\n")
-        if process.returncode == 0:
-            return True
-        with open(LOG, encoding="utf-8", errors="replace") as log:
-            log.seek(start)
-            said = log.read()
-        if unless in said:
-            return False
-        tail = "\n".join("    " + line for line in said.strip().splitlines()[-TAIL_LINES:])
-        raise Refusal(
-            "%s could not be installed. pip said, last:\n%s\nAll of it is in %s. The next start goes on from here."
-            % (title, tail, LOG)
-        )
-
-    def _read(self, output: "object", log: "object") -> None:
-        for line in output:  # type: ignore[attr-defined]
-            log.write(line)  # type: ignore[attr-defined]
-            found = re.match(r"\s*Downloading (\S+?)-\d.*\(([\d.]+) (k|M|G)B", line)
-            if found:
-                self.now = found.group(1).split("/")[-1]
-                self.megabytes += float(found.group(2)) * {"k": 0.001, "M": 1, "G": 1000}[found.group(3)]
-            elif line.startswith("Installing collected packages"):
-                self.now = "unpacking %d packages" % (line.count(",") + 1)
-
-    def _show(self, title: str, seconds: float, end: str = "") -> None:
-        size = "  %.0f MB" % self.megabytes if self.megabytes >= 1 else ""
-        line = "[%d/%d] %s  %s%s  %s" % (self.number, self.count, title, _clock(seconds), size, self.now)
-        sys.stderr.write(
-            "\r\033[K" + line[: shutil.get_terminal_size().columns - 1] + end
-            if self.terminal
-            else "      %s\n" % line[6:]
-        )
-        sys.stderr.flush()
-
-
-def say(text: str) -> None:
-    """Print one line of progress."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
-def _clock(seconds: float) -> str:
-    return "%d:%02d" % divmod(int(seconds), 60)
 
 
 if __name__ == "__main__":
