@@ -17,7 +17,7 @@ import psutil
 from gateway_app.local.client import Client
 from gateway_app.local.folder import Folder
 from tasks.settings import CONFIG_VARIABLE, PREFIX
-from tests.services import free_port, wait_until
+from tests.services import free_port, processes_in, wait_until
 
 ROOT = Path(__file__).parents[1]
 READY_S = 30.0
@@ -116,12 +116,7 @@ class LocalGateway:
 
     def family(self) -> list[psutil.Process]:
         """Return every process that works in the project's folder, whoever its parent is by now."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).is_relative_to(self.root):
-                    found.append(process)
-        return found
+        return processes_in(self.root)
 
     def child(self, name: str) -> psutil.Process | None:
         """Return a service's process by its pid file, or None while there is none."""

@@ -8,9 +8,11 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import pytest
 
 T = TypeVar("T")
@@ -58,3 +60,13 @@ def wait_until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}")
         time.sleep(POLL_S)
     return value
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Return every process that works in `folder`, whoever its parent is by now. One that has ended is none."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
+    return found

@@ -42,14 +42,6 @@ time.sleep(600)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    """Return a project's folder with an empty `var/`."""
-    folder = Folder(tmp_path)
-    folder.make()
-    return folder
-
-
-@pytest.fixture
 def environment() -> Environment:
     """Return the addresses of a start, with characters that shells take for their own."""
     return Environment("127.0.0.1", 8081, "redis://:pass'word $(x)@127.0.0.1:6380/0", 6380, "pw", "sqlite:////a b/c.db")

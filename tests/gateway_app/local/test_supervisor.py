@@ -19,7 +19,7 @@ from gateway_app.local.folder import Folder
 from gateway_app.local.progress import Progress
 from gateway_app.local.services import Service
 from gateway_app.local.supervisor import ATTEMPTS, FIRST_DELAY_S, LONGEST_DELAY_S, Child, Supervisor
-from tests.services import wait_until
+from tests.services import processes_in, wait_until
 
 ROOT = Path(__file__).parents[3]
 WAIT_S = 20.0
@@ -67,14 +67,6 @@ Run = Callable[..., int]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    """Return a project's folder with an empty `var/`."""
-    folder = Folder(tmp_path)
-    folder.make()
-    return folder
-
-
-@pytest.fixture
 def run(folder: Folder) -> Iterator[Run]:
     """Return a function that supervises services while its second argument, the front, runs. Nothing may be left.
 
@@ -89,7 +81,7 @@ def run(folder: Folder) -> Iterator[Run]:
         try:
             return Supervisor(services, folder, os.environ, Progress()).run(front, interrupted)
         finally:
-            assert family(folder.root) == []
+            assert processes_in(folder.root) == []
             assert list(folder.run.glob("*.pid")) == []
 
     try:
@@ -97,7 +89,7 @@ def run(folder: Folder) -> Iterator[Run]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for process in family(folder.root):
+        for process in processes_in(folder.root):
             process.kill()
 
 
@@ -342,7 +334,7 @@ def test_kill_9_of_the_supervisor_leaves_nothing(tmp_path: Path) -> None:
             wait_until(lambda: not any(map(alive, services)), WAIT_S, "the end of the services")
         finally:
             process.kill()
-            for left in family(tmp_path):
+            for left in processes_in(tmp_path):
                 left.kill()
 
 
@@ -370,16 +362,6 @@ def alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def family(root: Path) -> list[psutil.Process]:
-    """Return every process that works in a folder, whoever its parent is by now."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()).is_relative_to(root):
-                found.append(process)
-    return found
 
 
 def end_after(child: Child, lived_s: float) -> float:
