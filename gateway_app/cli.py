@@ -12,8 +12,9 @@ import click
 
 from gateway_app.governance.api_keys import ApiKeys
 from gateway_app.local.secrets import create_secrets
-from tasks.db import Database, pending_migrations, upgrade
+from tasks.db import Database
 from tasks.errors import GatewayError
+from tasks.migrating import pending_migrations, upgrade
 from tasks.prompts.layout import PromptLayout
 from tasks.prompts.profile import read_profiles
 from tasks.prompts.tokenizer import ModelTokenizer, resolve_checkpoint

@@ -1,4 +1,4 @@
-"""Alembic's entry point: runs the migrations against the URL that `tasks.db` hands over."""
+"""Alembic's entry point: runs the migrations against the URL that `tasks.migrating` hands over."""
 
 from __future__ import annotations
 

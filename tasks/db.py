@@ -1,4 +1,4 @@
-"""The database: one engine for reading, one thread for writing, and the migrations.
+"""The database: one engine for reading, one thread for writing.
 
 Writing is grouped. Callers hand a function of a connection to `Database.write` and wait; the writer thread takes all
 that are waiting, runs them in one transaction and commits once, so that the cost of a durable commit is shared by
@@ -21,21 +21,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.script.revision import ResolutionError
-from alembic.util import CommandError
 from sqlalchemy.engine import Connection, Engine, make_url
 
-from tasks.errors import ConfigurationError, DatabaseUnavailable
+from tasks.errors import DatabaseUnavailable
 from tasks.settings import DatabaseGroup
 
 T = TypeVar("T")
 #: How drivers and pool say that the database cannot be reached, is locked, or takes too long.
 _AWAY = (sa.exc.OperationalError, sa.exc.TimeoutError, sa.exc.InterfaceError)
-MIGRATIONS = Path(__file__).resolve().parents[1] / "migrations"
 logger = logging.getLogger(__name__)
 
 
@@ -243,32 +236,3 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     immediate = connection.get_execution_options().get("immediate")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-
-def _alembic(url: str) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.attributes["url"] = url
-    return config
-
-
-def upgrade(url: str) -> None:
-    """Create or migrate the tables at `url` to the newest revision. Raises ConfigurationError if it cannot."""
-    try:
-        command.upgrade(_alembic(url), "head")
-    except (sa.exc.DBAPIError, sa.exc.TimeoutError, CommandError) as error:
-        # The first line says what is wrong; a later one may quote a row.
-        reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
-        raise ConfigurationError(f"the database cannot be migrated: {reason}") from None
-
-
-def pending_migrations(connection: Connection) -> list[str]:
-    """Return the revisions this code needs and the database lacks, oldest first."""
-    script = ScriptDirectory.from_config(_alembic(""))
-    current = MigrationContext.configure(connection).get_current_revision()
-    try:
-        return [revision.revision for revision in script.iterate_revisions("head", current or "base")][::-1]
-    except (CommandError, ResolutionError):
-        raise ConfigurationError(
-            f"the database is at revision {current}, which this release does not know: it is of a newer one"
-        ) from None

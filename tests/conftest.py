@@ -15,7 +15,8 @@ from flask.testing import FlaskClient
 
 from gateway_app import build
 from gateway_app.governance.api_keys import ApiKeys
-from tasks.db import Database, upgrade
+from tasks.db import Database
+from tasks.migrating import upgrade
 from tasks.settings import CONFIG_VARIABLE, KEY_BYTES, PREFIX, SECRET_NAMES, settings
 from tests.services import PostgresServer, RedisServer
 from tests.tiny_model import make_tiny_model

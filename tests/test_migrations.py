@@ -21,9 +21,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
 from tasks.audit.events import Subject, event
-from tasks.db import MIGRATIONS, create_engine, now, pending_migrations, upgrade
+from tasks.db import create_engine, now
 from tasks.errors import ConfigurationError, GatewayError
 from tasks.ids import PREFIX, new_request_id
+from tasks.migrating import MIGRATIONS, pending_migrations, upgrade
 from tasks.schema import audit_events, metadata, requests
 from tasks.settings import DatabaseGroup
 
@@ -32,7 +33,7 @@ PARTITIONED = ("requests", "audit_events")
 #: Waits for a line, then migrates: so that several begin in the same moment.
 UPGRADER = """
 import sys
-from tasks.db import upgrade
+from tasks.migrating import upgrade
 print("ready", flush=True)
 sys.stdin.readline()
 upgrade(sys.argv[1])
@@ -175,7 +176,7 @@ def test_an_interrupted_upgrade_leaves_nothing(
     assert "op.execute(VIEW)" in content
     revision.write_text(content.replace("op.execute(VIEW)", "op.execute('CREATE NONSENSE')"), "utf-8")
     with monkeypatch.context() as patched:
-        patched.setattr("tasks.db.MIGRATIONS", copy)
+        patched.setattr("tasks.migrating.MIGRATIONS", copy)
         with pytest.raises((sa.exc.DBAPIError, ConfigurationError)):
             upgrade(database_url)
     with connected(database_url) as connection:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import redis
 from flask import Blueprint, Response, jsonify
 
-from tasks.db import Database, pending_migrations
+from tasks.db import Database
 from tasks.errors import GatewayError
+from tasks.migrating import pending_migrations
 from tasks.queueing.heartbeats import workers
 from tasks.queueing.keys import QueueKeys
 from tasks.queueing.publisher import Publisher

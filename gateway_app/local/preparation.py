@@ -9,11 +9,12 @@ from pathlib import Path
 
 from gateway_app.governance.api_keys import ApiKeys
 from gateway_app.local.folder import Folder
-from gateway_app.local.processes import kill_group
+from gateway_app.local.processes import kill
 from gateway_app.local.progress import Progress
 from gateway_app.local.secrets import create_secrets
-from tasks.db import Database, upgrade
+from tasks.db import Database
 from tasks.errors import ConfigurationError, Unauthenticated
+from tasks.migrating import upgrade
 from tasks.settings import DEFAULT_MODEL, Settings
 
 #: A program of its own, as the gateway knows nothing of workers.
@@ -41,9 +42,7 @@ def prepare_model(settings: Settings, progress: Progress) -> None:
         try:
             status = process.wait()
         except BaseException:  # An interruption: the download that runs under it has to end too.
-            process.kill()
-            process.wait()
-            kill_group(process.pid)
+            kill(process)
             raise
     if status != 0:
         raise ConfigurationError("the model could not be prepared; the reason is above")

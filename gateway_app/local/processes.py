@@ -52,6 +52,14 @@ def start(
     )
 
 
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that `start` made, or whatever of its group outlived it. Leaves nothing running."""
+    process.kill()
+    # Its exit status is asked for first: until then it is one of its group.
+    process.wait()
+    kill_group(process.pid)
+
+
 def kill_group(leader: int) -> None:
     """Kill what is left of a process's group, and wait until it is gone: until then it may hold a port."""
     deadline = time.monotonic() + GROUP_END_S

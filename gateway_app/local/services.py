@@ -77,7 +77,7 @@ def _worker(redis_url: str, keys: QueueKeys) -> Service:
         stop_s=25.0,  # It waits 20 s for what it runs, then ends the engine.
         # Redis goes at the same instant, so it could finish nothing. Its requests are leased, and run again.
         death_signal=signal.SIGKILL,
-        answers=lambda: _any_worker(redis_url, keys),
+        answers=lambda: _says(redis_url, lambda client: _any_worker(client, keys)),
     )
 
 
@@ -95,7 +95,9 @@ def _redis(folder: Folder, environment: Environment) -> Service:
     folder.write_private(configuration, content)
     executable = Path(package.origin).parent / "bin" / "redis-server"
     return Service(
-        "redis", (str(executable), str(configuration)), answers=lambda: _redis_answers(environment.redis_url)
+        "redis",
+        (str(executable), str(configuration)),
+        answers=lambda: _says(environment.redis_url, lambda client: bool(client.ping())),
     )
 
 
@@ -104,23 +106,15 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", r"\\").replace('"', r"\"") + '"'
 
 
-def _redis_answers(url: str) -> bool:
-    """Tell whether Redis takes commands: it refuses them while it loads its data."""
-    try:
-        with _client(url) as client:
-            return bool(client.ping())
-    except redis.RedisError:
-        return False
-
-
-def _any_worker(url: str, keys: QueueKeys) -> bool:
+def _any_worker(client: redis.Redis, keys: QueueKeys) -> bool:
     """Tell whether a worker takes requests. Until its model is loaded, it does not listen to SIGTERM either."""
+    return any(worker["state"] != "loading" for worker in workers(client, keys))
+
+
+def _says(url: str, question: Callable[[redis.Redis], bool]) -> bool:
+    """Return Redis's answer to `question`, or False where it gives none, as while it loads its data."""
     try:
-        with _client(url) as client:
-            return any(worker["state"] != "loading" for worker in workers(client, keys))
+        with redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0) as client:
+            return question(client)
     except redis.RedisError:
         return False
-
-
-def _client(url: str) -> redis.Redis:
-    return redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0)

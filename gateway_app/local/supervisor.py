@@ -170,13 +170,10 @@ class Supervisor:
                 deadline = time.monotonic() + patience_s
                 while child.process.poll() is None and time.monotonic() < deadline and self._patient:
                     self._sleep(processes.EXIT_POLL_S)
-                if child.process.poll() is None:
-                    if child.answered:
-                        self._progress.say(f"{child.service.name} did not end in time and is killed")
-                    child.process.kill()
+                if child.process.poll() is None and child.answered:
+                    self._progress.say(f"{child.service.name} did not end in time and is killed")
             if child.process is not None:
-                child.process.wait()
-                processes.kill_group(child.process.pid)
+                processes.kill(child.process)
             with suppress(OSError):
                 self._pid_file(child).unlink(missing_ok=True)
         self._progress.clear()

@@ -19,9 +19,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tasks.audit.events import Subject, event
-from tasks.db import Database, upgrade
+from tasks.db import Database
 from tasks.errors import DatabaseUnavailable
 from tasks.ids import new_request_id
+from tasks.migrating import upgrade
 from tasks.schema import audit_events
 from tasks.settings import DatabaseGroup
 from tests.services import PostgresServer, wait_until

@@ -24,10 +24,11 @@ from sqlalchemy.engine import Connection, Engine
 
 from tasks import lifecycle
 from tasks.audit.events import Subject, ciphertext_hash
-from tasks.db import create_engine, upgrade
+from tasks.db import create_engine
 from tasks.ids import new_request_id
 from tasks.job import Result, Timings, Usage
 from tasks.lifecycle import FIRST_EPOCH, Attempt, NotStarted
+from tasks.migrating import upgrade
 from tasks.schema import KINDS, TERMINAL_KINDS, TERMINAL_STATES, audit_events, requests
 from tasks.settings import DatabaseGroup
 from tests.services import PostgresServer, wait_until

@@ -13,9 +13,10 @@ from sqlalchemy.engine import Engine
 
 from tasks import lifecycle
 from tasks.audit.events import Subject, ciphertext_hash, event, record
-from tasks.db import create_engine, upgrade
+from tasks.db import create_engine
 from tasks.ids import new_request_id
 from tasks.job import Result, Timings, Usage
+from tasks.migrating import upgrade
 from tasks.schema import KINDS, TERMINAL_KINDS, audit_events
 from tasks.settings import DatabaseGroup
 from tests.services import PostgresServer
