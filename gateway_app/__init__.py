@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from typing import Any
 
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
-from gateway_app.api import health, problems, tasks
-from gateway_app.governance.api_keys import ApiKeys
-from gateway_app.governance.interceptor import GovernanceInterceptor
-from gateway_app.pipeline import Pipeline
-from gateway_app.profiles import Profiles
-from gateway_app.streaming.relay import BLOCK_S, Relay
-from gateway_app.streaming.watch import Watcher
-from tasks.crypto import KeyWrapper, Signer
-from tasks.db import Database
-from tasks.errors import ConfigurationError, UnknownPolicy
-from tasks.prompts.profile import read_profiles
-from tasks.prompts.tokenizer import ModelTokenizer, resolve_checkpoint
-from tasks.queueing.keys import QueueKeys
-from tasks.queueing.message import MessageCodec
-from tasks.queueing.publisher import Publisher, connect
+from gateway_app import parts
+from gateway_app.api import batches, chat, files, health, models, openapi, problems, profiles, responses, sockets, tasks
+from gateway_app.batches.batches import Batches
+from gateway_app.batches.driver import Driver
+from gateway_app.batches.endpoints import Endpoints
+from gateway_app.batches.files import Files
+from gateway_app.batches.ports import Limits, Services
+from gateway_app.governance.api_keys import Caller
+from gateway_app.parts import Parts
+from gateway_app.profiles.catalogue import Catalogue
+from gateway_app.profiles.changes import ProfileChanges
+from gateway_app.profiles.editor import ProfileEditor
+from gateway_app.streaming.serving import OpenSockets
+from gateway_app.streaming.socket import SocketLimits
+from tasks.errors import ConfigurationError
 from tasks.settings import Settings
 from tasks.settings import settings as process_settings
-
-#: What this release can run a task on: its own GPU workers.
-AVAILABLE_PROVIDERS = ("hmcp_gateway",)
 
 
 def create_app() -> Flask:
@@ -45,51 +42,70 @@ def build(settings: Settings) -> Flask:
 
     `app.extensions["closing"]` is an ExitStack that ends its threads and connections.
     """
-    app = Flask(__name__)
-    database = Database(settings.database)
-    wrapper = KeyWrapper(settings.secrets.keys("master_key"))
-    queue_keys = QueueKeys(settings.gateway.key_prefix)
-    client = connect(settings.gateway.request_queue_url, settings.gateway.redis_timeout_s)
-    publisher = Publisher(client, queue_keys, MessageCodec(Signer(settings.secrets.keys("signing_key")), wrapper))
-    tokenizer = ModelTokenizer(resolve_checkpoint(settings.engine.model_source, settings.engine.revision))
-    profiles = Profiles(
-        read_profiles(settings.governance.profiles_directory),
-        tokenizer,
-        model_name=settings.engine.model_name,
-        salt=settings.secrets.keys("organization_salt")[0],
-        database=database,
-        keys=wrapper,
-    )
-    try:
-        governance = GovernanceInterceptor(settings.governance.policy, AVAILABLE_PROVIDERS)
-    except UnknownPolicy as error:
-        raise ConfigurationError(f"governance.policy: {error.detail}") from None
-    pipeline = Pipeline(
-        database=database,
-        governance=governance,
-        profiles=profiles,
-        publisher=publisher,
-        keys=wrapper,
-        context_window=settings.engine.max_model_len or tokenizer.max_model_len,
-    )
-    relay_client = connect(settings.gateway.request_queue_url, BLOCK_S + settings.gateway.redis_timeout_s)
-    relay = Relay(relay_client, client, settings.gateway.key_prefix, settings.streaming.buffer_frames)
-    watcher = Watcher(
-        database=database,
-        client=client,
-        relay=relay,
-        keys=wrapper,
-        prefix=settings.gateway.key_prefix,
-        heartbeat_s=settings.streaming.heartbeat_s,
-    )
+    made = parts.make(settings)
+    app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.gateway.max_body_bytes
     app.json = DefaultJSONProvider(app)
     app.json.sort_keys = False
+    app.extensions |= {"closing": made.closing, "pump": made.pump}
     problems.install(app)
-    app.register_blueprint(health.blueprint(database, publisher, client, queue_keys))
-    keys = ApiKeys(database, settings.secrets.keys("key_pepper"))
-    app.register_blueprint(tasks.blueprint(keys, pipeline, watcher))
-    closing = app.extensions["closing"] = ExitStack()
-    for close in (database.close, client.close, relay_client.close, relay.close):
-        closing.callback(close)
+    _native(app, made)
+    _openai(app, made)
     return app
+
+
+def _native(app: Flask, made: Parts) -> None:
+    editor = ProfileEditor(made.profiles, ProfileChanges(made.database, made.wrapper), made.pipeline.context_window)
+    streaming = made.settings.streaming
+    open_sockets = OpenSockets(streaming.max_sockets)
+    app.extensions["sockets"] = open_sockets
+    made.closing.callback(open_sockets.close)
+    limits = sockets.Limits(
+        allowed_origins=streaming.allowed_origins,
+        socket=SocketLimits(
+            message_bytes=made.settings.gateway.max_body_bytes,
+            send_timeout_s=streaming.socket_send_timeout_s,
+            ping_interval_s=streaming.ping_interval_s,
+        ),
+    )
+
+    def submit(caller: Caller, task: Any, key: str | None) -> dict[str, Any]:
+        return tasks.submit_content(made.pipeline, caller, task, key)
+
+    def cancel(caller: Caller, request_id: str) -> dict[str, Any]:
+        return tasks.summary(made.canceller.cancel(request_id, caller.organization, wait_s=0))
+
+    for routes in (
+        health.blueprint(made.database, made.publisher, made.client, made.queue_keys),
+        tasks.blueprint(made.keys, made.pipeline, made.synchronous),
+        sockets.blueprint(made.keys, made.watcher, submit, cancel, limits, open_sockets),
+        profiles.blueprint(made.keys, Catalogue(made.profiles), editor),
+        openapi.blueprint(),
+    ):
+        app.register_blueprint(routes)
+
+
+def _openai(app: Flask, made: Parts) -> None:
+    settings, tool_parser = made.settings, made.settings.engine.tool_parser
+    stored = Files(made.database, made.wrapper)
+    endpoints = Endpoints(made.pipeline, made.watcher, tool_parser)
+    driver = Driver(
+        Services(
+            database=made.database,
+            files=stored,
+            keys=made.wrapper,
+            submit=endpoints.submit,
+            render=endpoints.render,
+            cancel=lambda request_id, organization: made.canceller.cancel(request_id, organization, wait_s=0),
+            limits=Limits(max_line_bytes=settings.gateway.max_body_bytes),
+        )
+    )
+    made.closing.callback(driver.close)
+    for routes in (
+        chat.blueprint(made.keys, made.pipeline, made.synchronous, tool_parser),
+        responses.blueprint(made.keys, made.pipeline, made.synchronous, made.canceller, tool_parser),
+        models.blueprint(made.keys, made.profiles, settings.engine.model_name),
+        files.blueprint(made.keys, stored, made.database, settings.files.max_bytes),
+        batches.blueprint(made.keys, Batches(made.database, made.wrapper), driver),
+    ):
+        app.register_blueprint(routes)

@@ -1,6 +1,11 @@
-"""gunicorn's settings: threads, since a watcher holds one while it waits and nothing here computes for long."""
+"""gunicorn's settings: threads for requests, which wait for the database or an answer, and a loop for streams."""
 
 from __future__ import annotations
+
+import resource
+import time
+from contextlib import suppress
+from typing import Any
 
 from tasks.errors import ConfigurationError
 from tasks.settings import settings
@@ -11,14 +16,40 @@ except ConfigurationError as error:
     raise SystemExit(f"error: {error.detail}\nhint: {error.hint}") from None
 
 bind = f"{_gateway.host}:{_gateway.port}"
-worker_class = "gthread"
+worker_class = "gateway_app.gunicorn_worker.Worker"
 workers = 1
 threads = _gateway.threads
+# Streams are not among these; kept-alive connections without a request are.
+worker_connections = _gateway.threads + 1000
 keepalive = 65
-graceful_timeout = 20
+graceful_timeout = 30
+# Of the graceful timeout, what is kept for closing everything when the streams have ended, or have been ended.
+CLOSING_S = 2.0
+# A stream is an open file, and many systems begin with few.
+OPEN_FILES = 10_240
 # A thread that streams for an hour is healthy: this is about the worker process's own heartbeat.
 timeout = 60
 control_socket_disable = True
 accesslog = "-"
 # The path alone: a query string is the client's text.
 access_log_format = '%(t)s "%(m)s %(U)s" %(s)s %(B)sB %(M)sms'
+
+
+def post_worker_init(worker: Any) -> None:
+    """Let streams take their sockets: this worker knows how to let go of them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    pump = worker.wsgi.extensions["pump"]
+    pump.access = worker.log.access_log
+    pump.enabled = True
+
+
+def worker_exit(_server: object, worker: Any) -> None:
+    """Let streams end for as long as a graceful stop has left, then close everything."""
+    if worker.wsgi is not None:
+        grace_s = max(0.0, worker.stops_at - time.monotonic() - CLOSING_S)
+        worker.wsgi.extensions["pump"].close(grace_s)
+        worker.wsgi.extensions["closing"].close()

@@ -1,6 +1,6 @@
 """A request's way in, from HTTP body to queue. Read this first.
 
-    authenticate → parse → decide (governance) → assemble (token ids) → admit (one commit) → publish
+    authenticate → read → decide (governance) → assemble (token ids) → admit (one commit) → publish
 
 Nothing is queued before its audit events are durable, and every authenticated request leaves events, refused ones
 too: a refusal is recorded, then answered. If the queue cannot take an admitted request, it is recorded as failed and
@@ -9,13 +9,14 @@ answered with 503, so that no client is told "accepted" for work that nobody wil
 
 from __future__ import annotations
 
+import hmac
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
-from pydantic_core import from_json
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from gateway_app.assembly import assemble
 from gateway_app.governance.api_keys import Caller
@@ -24,29 +25,29 @@ from gateway_app.profiles import Profiles
 from tasks import lifecycle
 from tasks.audit.events import Subject
 from tasks.crypto import KeyWrapper, seal
-from tasks.db import Database
-from tasks.errors import DatabaseUnavailable, GatewayError, InvalidJson, InvalidRequest, PolicyVeto, QueueUnavailable
+from tasks.db import Database, now
+from tasks.errors import DatabaseUnavailable, DeadlinePassed, GatewayError, PolicyVeto, QueueFull, QueueUnavailable
 from tasks.ids import new_request_id
 from tasks.job import Job, TaskRequest
+from tasks.lifecycle import Idempotency
 from tasks.queueing.publisher import Publisher
-
-MAX_ERRORS_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A request that is recorded and queued."""
+    """A request that is recorded and queued. `repeated` tells that it is an earlier one, by its idempotency key."""
 
     request_id: str
-    agent: str
+    task: TaskRequest
     sensitivity: str
     provider: str
     prompt_tokens: int
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Takes requests in. `context_window` is the model's, in tokens."""
+    """Takes requests in. `context_window` is the model's, in tokens; `idempotency_secret` keys the hashes of keys."""
 
     database: Database
     governance: GovernanceInterceptor
@@ -54,17 +55,28 @@ class Pipeline:
     publisher: Publisher
     keys: KeyWrapper
     context_window: int
+    model_name: str
+    idempotency_secret: bytes = field(repr=False)
 
-    def submit(self, caller: Caller, body: bytes) -> Accepted:
-        """Take one task in. Raises GatewayError with the request's id in it, once the refusal is recorded."""
-        request_id = new_request_id()
+    def submit(
+        self,
+        caller: Caller,
+        read: Callable[[], TaskRequest],
+        idempotency: Idempotency | None = None,
+        request_id: str | None = None,
+    ) -> Accepted:
+        """Take one request in, which `read` returns. Raises GatewayError once the refusal is recorded, its id in it.
+
+        `request_id` is for callers that had to know the id beforehand.
+        """
+        request_id = request_id or new_request_id()
         decided: Mapping[str, Any] = {}
         try:
-            task = parse(body)
-            decision = self.governance.decide(task)
+            task = read()
+            decision = self.governance.decide(task, task.agent or self.model_name)
             decided = decision.columns
             decision.enforce()
-            job, wrapped_key = self._admit(caller, request_id, task, decided)
+            job, wrapped_key, holder = self._admit(caller, request_id, task, decided, idempotency)
         except DatabaseUnavailable as error:
             # Nothing can be recorded, so nothing is taken; the caller is told to come back.
             error.request_id = request_id
@@ -72,8 +84,19 @@ class Pipeline:
         except GatewayError as refusal:
             self.refuse(caller, refusal, request_id, decided)
             raise
-        self._publish(caller, job, wrapped_key)
-        return Accepted(request_id, task.agent, decided["sensitivity"], decided["provider"], job.prompt.token_count)
+        repeated = holder != request_id
+        if not repeated:
+            self._publish(caller, job, wrapped_key)
+        return Accepted(
+            holder, task, decided["sensitivity"], decided["provider"], job.prompt.token_count, repeated=repeated
+        )
+
+    def idempotency(self, key: str | None, body: bytes) -> Idempotency | None:
+        """Return what is remembered of an Idempotency-Key and the body it came with."""
+        if key is None:
+            return None
+        hashes = (hmac.digest(self.idempotency_secret, content, "sha256") for content in (key.encode(), body))
+        return Idempotency(*hashes)
 
     def refuse(
         self,
@@ -96,61 +119,72 @@ class Pipeline:
         )
 
     def _admit(
-        self, caller: Caller, request_id: str, task: TaskRequest, decided: Mapping[str, Any]
-    ) -> tuple[Job, bytes]:
-        """Assemble the prompt and commit the request with its events."""
-        active = self.profiles.get(caller.organization, task.agent)
-        prompt, sampling = assemble(task, active, self.context_window)
-        # Asked before the commit, so that a queue that is away usually costs no admitted request.
-        self.publisher.check()
+        self,
+        caller: Caller,
+        request_id: str,
+        task: TaskRequest,
+        decided: Mapping[str, Any],
+        idempotency: Idempotency | None,
+    ) -> tuple[Job, bytes, str]:
+        """Assemble the prompt and commit the request with its events; return the id of the request that holds now."""
+        profiles, organization = self.profiles, caller.organization
+        active = profiles.get(organization, task.agent) if task.agent else None
+        prompt, sampling = assemble(task, active, lambda: profiles.cold(organization), self.context_window)
+        if idempotency is None or not self._used(organization, idempotency):
+            if task.deadline is not None and task.deadline <= now():
+                raise DeadlinePassed
+            # Asked before the commit, so that a queue that is away usually costs no admitted request.
+            self.publisher.check()
         data_key, wrapped_key = self.keys.new_key(request_id)
-        payload = task.model_copy(update={"sampling": sampling}).model_dump_json().encode()
+        payload = task.model_copy(update={"sampling": sampling}).model_dump_json(exclude_defaults=True).encode()
         columns = {name: value for name, value in decided.items() if name != "agent_name"}
+        version = active.profile.version if active else None
         admission = lifecycle.Admission(
-            subject=Subject(request_id, caller.organization, caller.key_id, task.agent),
-            decision={**columns, "profile_version": active.profile.version, "prompt_tokens": prompt.token_count},
+            subject=Subject(request_id, organization, caller.key_id, decided["agent_name"]),
+            decision={**columns, "profile_version": version, "prompt_tokens": prompt.token_count},
             static_profile_hash=prompt.static_profile_hash,
             data_key=wrapped_key,
             payload=seal(data_key, payload, f"payload:{request_id}"),
+            columns={"api": task.api, "priority": task.priority, "deadline": task.deadline},
+            idempotency=idempotency,
         )
-        self.database.write(lambda connection: lifecycle.admit(connection, admission))
+        try:
+            holder = self.database.write(lambda connection: lifecycle.admit(connection, admission))
+        except sa.exc.IntegrityError:
+            # The same idempotency key was committed in the same moment; now it can be seen.
+            if idempotency is None:
+                raise
+            holder = self.database.write(lambda connection: lifecycle.admit(connection, admission))
         job = Job(
             request_id=request_id,
             epoch=lifecycle.FIRST_EPOCH,
-            organization=caller.organization,
+            organization=organization,
             prompt=prompt,
             sampling=sampling,
             published_at=time.time(),
             data_key=data_key,
+            tools=task.tools,
+            priority=task.priority,
         )
-        return job, wrapped_key
+        return job, wrapped_key, holder
+
+    def _used(self, organization: str, idempotency: Idempotency) -> bool:
+        """Tell whether the request was taken already: then it needs no room in the queue, and was in time."""
+        found = self.database.read(lambda connection: lifecycle.earlier_use(connection, organization, idempotency))
+        return found is not None
 
     def _publish(self, caller: Caller, job: Job, wrapped_key: bytes) -> None:
         try:
             self.publisher.publish(job, wrapped_key)
-        except QueueUnavailable as error:
+        except (QueueUnavailable, QueueFull) as error:
             code, error.request_id = error.code, job.request_id
             # The message may have arrived although the answer did not: a worker will see the request as failed.
             subject = Subject(job.request_id, caller.organization, caller.key_id)
             attempt = lifecycle.Attempt(subject, job.epoch, 0)
-            self.database.write(lambda connection: lifecycle.finish(connection, attempt, "failed", code=code))
+
+            def fail(connection: Connection) -> None:
+                lifecycle.finish(connection, attempt, "failed", code=code)
+                lifecycle.forget(connection, job.request_id, caller.organization)
+
+            self.database.write(fail)
             raise
-
-
-def parse(body: bytes) -> TaskRequest:
-    """Read a task from a request's body. Raises InvalidJson or InvalidRequest; neither repeats what was sent."""
-    try:
-        content = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise InvalidJson(f"the body is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InvalidRequest("the body must be a JSON object")
-    try:
-        return TaskRequest.model_validate(content)
-    except ValidationError as error:
-        problems = [
-            {"field": ".".join(map(str, item["loc"])) or "body", "message": item["msg"]}
-            for item in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
-        fields = ", ".join(dict.fromkeys(problem["field"] for problem in problems[:MAX_ERRORS_SHOWN]))
-        raise InvalidRequest(f"the request is not valid: {fields}", errors=problems[:MAX_ERRORS_SHOWN]) from None

@@ -76,6 +76,14 @@ class PromptTooLong(InvalidRequest):
     hint = "Shorten the context or directive, or ask for fewer max_tokens."
 
 
+class Unsupported(InvalidRequest):
+    """The request asks for something that this gateway or its model cannot do."""
+
+    code = "unsupported"
+    status = 422
+    hint = "Leave the parameter out; nothing is ignored silently here."
+
+
 class UnknownAgent(InvalidRequest):
     """No active profile has this agent's name."""
 
@@ -114,6 +122,103 @@ class Unauthenticated(GatewayError):
     code = "unauthenticated"
     status = 401
     hint = "Send `Authorization: Bearer KEY`; `flask keys create` makes a key."
+
+
+class IdempotencyConflict(GatewayError):
+    """This Idempotency-Key was used for another request."""
+
+    code = "idempotency_conflict"
+    status = 409
+    hint = "Use a new key for a new request; a key may be repeated only with the very same body."
+
+
+class AlreadyFinished(GatewayError):
+    """The request has already ended."""
+
+    code = "already_finished"
+    status = 409
+    hint = "Read its outcome instead; what has ended cannot be cancelled."
+
+
+class NotCompleted(GatewayError):
+    """The earlier response has no answer that could be continued."""
+
+    code = "not_completed"
+    status = 409
+    hint = "Wait until it is completed; one that failed or was cancelled cannot be continued."
+
+
+class ProfileExists(GatewayError):
+    """There is already an agent of this name."""
+
+    code = "profile_exists"
+    status = 409
+    hint = "Post a version to /v1/profiles/{agent}/versions instead, or choose another name."
+
+
+class VersionConflict(GatewayError):
+    """The profile was changed in the meantime."""
+
+    code = "version_conflict"
+    status = 409
+    hint = "Read the profile again, look at the difference, and send your version on top of the newest one."
+
+
+class ProfileLimit(GatewayError):
+    """This organization has as many of these as it may."""
+
+    code = "profile_limit"
+    status = 409
+    hint = "`limit` is how many there may be; use another version of an agent that exists."
+
+
+class ProfileUnusable(InvalidRequest):
+    """The served model cannot use this profile."""
+
+    code = "profile_unusable"
+    status = 422
+    hint = "Shorten the profile, or serve a model with a larger context window; nothing was changed."
+
+
+class FileInUse(GatewayError):
+    """A batch still reads from this file."""
+
+    code = "file_in_use"
+    status = 409
+    hint = "Delete the file once the batch has ended, or cancel the batch first."
+
+
+class DeadlinePassed(InvalidRequest):
+    """The deadline lies in the past."""
+
+    code = "deadline_passed"
+    status = 422
+    hint = "Send a deadline in the future, in RFC 3339 with a time zone."
+
+
+class OriginNotAllowed(GatewayError):
+    """Pages of this origin may not open a WebSocket here."""
+
+    code = "origin_not_allowed"
+    status = 403
+    hint = "Add the page's exact origin, such as https://example.org, to streaming.allowed_origins."
+
+
+class UpgradeRequired(GatewayError):
+    """This path speaks the WebSocket protocol, version 13."""
+
+    code = "upgrade_required"
+    status = 426
+    hint = "Open it with a WebSocket client; plain HTTP has /v1/tasks/ID/events."
+
+
+class TooManyWatches(GatewayError):
+    """This socket watches as many tasks as one socket may."""
+
+    code = "too_many_watches"
+    status = 429
+    retryable = True
+    hint = "Unwatch a task, wait for one to end, or open another socket; nothing was queued."
 
 
 # --- What governance decided ----------------------------------------------------------------------
@@ -160,6 +265,13 @@ class DatabaseUnavailable(ServiceUnavailable):
     code = "database_unavailable"
 
 
+class QueueFull(ServiceUnavailable):
+    """The queue holds as many requests as it may."""
+
+    code = "queue_full"
+    status = 429
+
+
 class StreamUnavailable(ServiceUnavailable):
     """The response stream cannot be read right now."""
 
@@ -190,6 +302,29 @@ class ModelMismatch(EngineFailed):
 
     code = "model_mismatch"
     hint = "Point the gateway and all GPU workers at the same engine.model, then restart them."
+
+
+class Cancelled(GatewayError):
+    """The request was cancelled."""
+
+    code = "cancelled"
+    status = 409
+    hint = "Somebody cancelled it, or the client of a synchronous call went away."
+
+
+class Expired(GatewayError):
+    """The request's deadline passed before it was answered."""
+
+    code = "expired"
+    status = 504
+    hint = "Allow more time, or raise its priority."
+
+
+class AnswerChanged(EngineFailed):
+    """The answer was begun again by another worker, and came out differently from what was already sent."""
+
+    code = "answer_changed"
+    hint = "Send the request again. The native stream shows both attempts, with a reset between them."
 
 
 class AttemptsExhausted(EngineFailed):

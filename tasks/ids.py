@@ -13,7 +13,9 @@ import uuid_utils
 
 PREFIX = "gw_"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_REQUEST_ID = re.compile(r"gw_[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}")
+#: An id as a regular expression, without anchors.
+PATTERN = r"gw_[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}"
+_REQUEST_ID = re.compile(PATTERN)
 
 
 def new_request_id() -> str:

@@ -2,18 +2,21 @@
 
     received ──▶ vetoed | failed                     refused: recorded, never queued
         └──▶ queued ──▶ running ──▶ completed | failed | cancelled | expired
-                          ▲  │
-                          └──┘ another attempt, after its worker was lost
+                │         ▲  │
+                │         └──┘ another attempt, after its worker was lost
+                └──▶ failed | cancelled | expired    before any worker took it
 
 Every change and its audit event are one transaction. An attempt is fenced: it may only finish the request while
 the row still carries its epoch and attempt, so a worker that was given up for lost cannot overwrite the attempt
-that replaced it. Functions here take a connection inside a transaction and may be run again if it fails.
+that replaced it. Cancelling a queued request ends it at once; a running one is marked, and ended by its worker, which
+knows what was said so far. Functions here take a connection inside a transaction and may be run again if it fails.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -21,12 +24,13 @@ from sqlalchemy.engine import Connection, Row
 
 from tasks.audit.events import Subject, ciphertext_hash, event, record
 from tasks.db import now
-from tasks.errors import AttemptsExhausted
+from tasks.errors import AttemptsExhausted, Cancelled, Expired, IdempotencyConflict
 from tasks.ids import made_at
 from tasks.job import Result
-from tasks.schema import TERMINAL_STATES, requests
+from tasks.schema import TERMINAL_STATES, idempotency_keys, requests
 
 FIRST_EPOCH = 1
+IDEMPOTENCY_KEPT = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class Admission:
     """A request that governance allows, with everything that is stored of it.
 
     `decision` holds the audit columns that governance and assembly filled in; `data_key` is wrapped, `payload` sealed.
+    `columns` are those of the requests table that the caller chose: api, priority, deadline.
     """
 
     subject: Subject
@@ -41,12 +46,30 @@ class Admission:
     static_profile_hash: str
     data_key: bytes
     payload: bytes
+    columns: Mapping[str, Any]
+    idempotency: Idempotency | None = None
 
 
-def admit(connection: Connection, admission: Admission) -> None:
-    """Record the request as received and admitted, and store it as queued."""
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A client's word that a request is the same as an earlier one: keyed hashes of its key and of the body."""
+
+    key_hash: bytes
+    body_hash: bytes
+
+
+def admit(connection: Connection, admission: Admission) -> str:
+    """Record the request as received and admitted, and store it as queued; return its id.
+
+    If its idempotency key was used within the last day, nothing is stored, and the earlier request's id is returned.
+    Raises IdempotencyConflict if that had another body.
+    """
     at = now()
     subject = admission.subject
+    if admission.idempotency is not None:
+        earlier = _remember(connection, subject, admission.idempotency, at)
+        if earlier is not None:
+            return earlier
     connection.execute(
         sa.insert(requests),
         {
@@ -62,6 +85,8 @@ def admit(connection: Connection, admission: Admission) -> None:
             "published_at": at,
             "data_key": admission.data_key,
             "payload": admission.payload,
+            "project_id": admission.decision.get("project_id"),
+            **admission.columns,
         },
     )
     record(
@@ -76,6 +101,40 @@ def admit(connection: Connection, admission: Admission) -> None:
             payload_sha256=ciphertext_hash(admission.payload),
             **admission.decision,
         ),
+    )
+    return subject.request_id
+
+
+def _remember(connection: Connection, subject: Subject, key: Idempotency, at: datetime) -> str | None:
+    """Return the id of the request that used the key before; if there is none, note that this one does."""
+    connection.execute(sa.delete(idempotency_keys).where(idempotency_keys.c.created_at < at - IDEMPOTENCY_KEPT))
+    earlier = earlier_use(connection, subject.organization, key)
+    if earlier is None:
+        row = {"organization": subject.organization, "key_hash": key.key_hash, "body_hash": key.body_hash}
+        connection.execute(sa.insert(idempotency_keys), {**row, "request_id": subject.request_id, "created_at": at})
+        return None
+    if earlier.body_hash != key.body_hash:
+        raise IdempotencyConflict
+    return str(earlier.request_id)
+
+
+def earlier_use(connection: Connection, organization: str, key: Idempotency) -> Row[Any] | None:
+    """Return the row that says which request used the key within the last day, if any did."""
+    return connection.execute(
+        sa.select(idempotency_keys).where(
+            idempotency_keys.c.organization == organization,
+            idempotency_keys.c.key_hash == key.key_hash,
+            idempotency_keys.c.created_at >= now() - IDEMPOTENCY_KEPT,
+        )
+    ).one_or_none()
+
+
+def forget(connection: Connection, request_id: str, organization: str) -> None:
+    """Let the idempotency key of a request that could not be queued be used again."""
+    connection.execute(
+        sa.delete(idempotency_keys).where(
+            idempotency_keys.c.organization == organization, idempotency_keys.c.request_id == request_id
+        )
     )
 
 
@@ -99,22 +158,26 @@ class Attempt:
     epoch: int
     number: int
     worker: str | None = None
+    deadline: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class NotStarted:
     """Why a message leads to no attempt. `state` is the request's, or None if there is no such request.
 
-    `attempt` and `code` are those of the last attempt, for telling watchers again how the request ended.
+    `attempt` and `code` are those of the last attempt, for telling watchers again how the request ended; `answered`
+    tells whether there is text of it to be read from the database.
     """
 
     state: str | None
     attempt: int = 0
     code: str | None = None
+    answered: bool = False
 
 
 def start(connection: Connection, request_id: str, epoch: int, worker: str, max_attempts: int) -> Attempt | NotStarted:
-    """Begin the next attempt. A request that used all its attempts is failed instead."""
+    """Begin the next attempt. A request that was cancelled, is too late or used all its attempts is ended instead."""
+    at = now()
     row = connection.execute(
         sa.update(requests)
         .where(
@@ -122,29 +185,46 @@ def start(connection: Connection, request_id: str, epoch: int, worker: str, max_
             requests.c.epoch == epoch,
             requests.c.state.in_(("queued", "running")),
             requests.c.attempt < max_attempts,
+            requests.c.cancel_requested_at.is_(None),
+            sa.or_(requests.c.deadline.is_(None), requests.c.deadline > at),
         )
         .values(state="running", attempt=requests.c.attempt + 1, worker=worker)
-        .returning(*_SUBJECT, requests.c.attempt)
+        .returning(*_SUBJECT, requests.c.attempt, requests.c.deadline)
     ).one_or_none()
     if row is not None:
-        attempt = Attempt(_subject(row), epoch, row.attempt, worker)
+        attempt = Attempt(_subject(row), epoch, row.attempt, worker, row.deadline)
         record(connection, event(attempt.subject, "started", attempt=attempt.number, epoch=epoch, worker=worker))
         return attempt
     row = _progress(connection, request_id)
     if row is not None and row.state not in TERMINAL_STATES and row.epoch == epoch:
         last = Attempt(_subject(row), epoch, row.attempt, row.worker)
-        finish(connection, last, "failed", code=AttemptsExhausted.code)
+        if row.cancel_requested_at is not None:
+            finish(connection, last, "cancelled", code=Cancelled.code)
+        elif row.deadline is not None and row.deadline <= at:
+            finish(connection, last, "expired", code=Expired.code)
+        else:
+            finish(connection, last, "failed", code=AttemptsExhausted.code)
         # Read again: the last attempt may have been slow, not lost, and have finished just now.
         row = _progress(connection, request_id)
-    return NotStarted(None) if row is None else NotStarted(row.state, row.attempt, row.error_code)
+    return NotStarted(None) if row is None else NotStarted(row.state, row.attempt, row.error_code, row.answered)
 
 
-def complete(connection: Connection, attempt: Attempt, result: Result, sealed: bytes) -> bool:
-    """Record the answer and store it sealed. Returns False if the attempt was fenced off; then nothing changed."""
+def answer(
+    connection: Connection,
+    attempt: Attempt,
+    result: Result,
+    sealed: bytes,
+    state: Literal["completed", "cancelled", "expired"] = "completed",
+) -> bool:
+    """Record what the model said and store it sealed; `state` tells whether it said all that it was going to.
+
+    Returns False if the attempt was fenced off; then nothing changed.
+    """
     return finish(
         connection,
         attempt,
-        "completed",
+        state,
+        code=None if state == "completed" else state,
         result=sealed,
         payload_sha256=ciphertext_hash(sealed),
         model=result.model,
@@ -152,6 +232,45 @@ def complete(connection: Connection, attempt: Attempt, result: Result, sealed: b
         **result.timings.model_dump(),
         details={"finish_reason": result.finish_reason},
     )
+
+
+def cancel(connection: Connection, request_id: str, organization: str) -> Row[Any] | None:
+    """Cancel the request: a queued one ends here, a running one is marked for its worker.
+
+    Returns its row as it was before, or None if this organization has no such request.
+    """
+    row = find(connection, request_id, organization)
+    if row is None or row.state in TERMINAL_STATES:
+        return row
+    queued = row.state == "queued" and finish(
+        connection, Attempt(_subject(row), row.epoch, row.attempt), "cancelled", code=Cancelled.code
+    )
+    if not queued:
+        connection.execute(
+            sa.update(requests)
+            .where(
+                requests.c.request_id == request_id,
+                requests.c.cancel_requested_at.is_(None),
+                requests.c.state.not_in(TERMINAL_STATES),
+            )
+            .values(cancel_requested_at=now())
+        )
+    return row
+
+
+def expire(connection: Connection, request_id: str) -> None:
+    """End a request that no worker took before its deadline."""
+    row = _progress(connection, request_id)
+    if row is not None and row.state == "queued" and row.deadline is not None and row.deadline <= now():
+        finish(connection, Attempt(_subject(row), row.epoch, row.attempt), "expired", code=Expired.code)
+
+
+def to_stop(connection: Connection, request_ids: Collection[str]) -> list[str]:
+    """Return which of these running requests somebody cancelled."""
+    query = sa.select(requests.c.request_id).where(
+        requests.c.request_id.in_(request_ids), requests.c.cancel_requested_at.is_not(None)
+    )
+    return list(connection.execute(query).scalars())
 
 
 def finish(
@@ -193,12 +312,25 @@ def find(connection: Connection, request_id: str, organization: str) -> Row[Any]
     ).one_or_none()
 
 
+def page(
+    connection: Connection, organization: str, filters: Mapping[str, Any], after: str | None, limit: int
+) -> list[Row[Any]]:
+    """Return up to `limit` requests of the organization, the newest first, older than `after` if that is given."""
+    query = sa.select(requests).where(requests.c.organization == organization)
+    query = query.where(*(requests.c[name] == value for name, value in filters.items()))
+    if after is not None:
+        query = query.where(requests.c.request_id < after)
+    return list(connection.execute(query.order_by(requests.c.request_id.desc()).limit(limit)))
+
+
 _SUBJECT = (requests.c.request_id, requests.c.organization, requests.c.api_key_id, requests.c.agent_name)
 
 
 def _progress(connection: Connection, request_id: str) -> Any:
-    columns = (requests.c.state, requests.c.epoch, requests.c.attempt, requests.c.error_code, requests.c.worker)
-    return connection.execute(sa.select(*_SUBJECT, *columns).where(requests.c.request_id == request_id)).one_or_none()
+    names = ("state", "epoch", "attempt", "error_code", "worker", "cancel_requested_at", "deadline")
+    answered = requests.c.result.is_not(None).label("answered")
+    query = sa.select(*_SUBJECT, *(requests.c[name] for name in names), answered)
+    return connection.execute(query.where(requests.c.request_id == request_id)).one_or_none()
 
 
 def _subject(row: Row[Any]) -> Subject:

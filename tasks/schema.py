@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -68,9 +69,12 @@ class UtcDateTime(TypeDecorator[datetime]):
 Document = JSON().with_variant(JSONB(), "postgresql")
 
 
+#: Byte-wise collation: it keeps UUIDv7 in time order, and range partitions need an order that no locale changes.
+RequestId = String(35).with_variant(String(35, collation="C"), "postgresql")
+
+
 def _id() -> Column[Any]:
-    # Byte-wise collation: it keeps UUIDv7 in time order, and range partitions need an order that no locale changes.
-    return Column("request_id", String(35).with_variant(String(35, collation="C"), "postgresql"), primary_key=True)
+    return Column("request_id", RequestId, primary_key=True)
 
 
 api_keys = Table(
@@ -117,8 +121,24 @@ requests = Table(
     Column("data_key", LargeBinary),
     Column("payload", LargeBinary),
     Column("result", LargeBinary),
+    Column("api", String(16), nullable=False),
+    Column("priority", String(8), nullable=False),
+    Column("project_id", String(200)),
+    Column("deadline", UtcDateTime),
+    Column("cancel_requested_at", UtcDateTime),
     CheckConstraint(f"state IN ({quoted(STATES)})", name="requests_state"),
     Index("requests_by_organization", "organization", "request_id"),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("organization", String(200), primary_key=True),
+    Column("key_hash", LargeBinary(32), primary_key=True),
+    Column("body_hash", LargeBinary(32), nullable=False),
+    Column("request_id", RequestId, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Index("idempotency_keys_by_time", "created_at"),
 )
 
 audit_events = Table(
@@ -163,4 +183,39 @@ audit_events = Table(
         sqlite_where=text(f"kind IN ({quoted(TERMINAL_KINDS)})"),
         postgresql_where=text(f"kind IN ({quoted(TERMINAL_KINDS)})"),
     ),
+)
+
+#: Names in the same order everywhere, byte by byte, whatever the locale: pages of a list depend on it.
+_BYTEWISE_NAME = String(200).with_variant(String(200, collation="C"), "postgresql")
+
+#: What an organization made of an agent. Without an active version of its own, the file that was shipped is active.
+agents = Table(
+    "agents",
+    metadata,
+    Column("organization", String(200), primary_key=True),
+    Column("agent_name", _BYTEWISE_NAME, primary_key=True),
+    Column("active_version", Integer),
+    Column("newest_version", Integer, nullable=False),
+    Column("version_count", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("activated_at", UtcDateTime),
+    Column("activated_by", String(40)),
+)
+
+#: An organization's own versions. Text is sealed; what tokenising gave holds while `prefix_base` is still the same.
+profile_versions = Table(
+    "profile_versions",
+    metadata,
+    Column("organization", String(200), primary_key=True),
+    Column("agent_name", _BYTEWISE_NAME, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("data_key", LargeBinary, nullable=False),
+    Column("description", LargeBinary, nullable=False),
+    Column("segments", LargeBinary, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_by", String(40), nullable=False),
+    Column("prefix_base", String(64)),
+    Column("static_profile_hash", String(64)),
+    Column("static_token_count", Integer),
+    Column("joinable", Boolean),
 )

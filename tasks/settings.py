@@ -56,7 +56,8 @@ class GatewayGroup(Group):
     request_queue_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     key_prefix: str = Field(default="metaqore:", max_length=64, description="Before every Redis key.")
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
-    threads: int = Field(default=256, ge=1, le=4096, description="Requests one web process handles at once.")
+    threads: int = Field(default=1200, ge=1, le=8192, description="Requests one web process handles at once.")
+    redis_connections: int = Field(default=16, ge=2, description="Connections to Redis of one web process, at most.")
     redis_timeout_s: float = Field(default=15.0, gt=0, description="Socket timeout of one Redis command.")
 
     @field_validator("request_queue_url")
@@ -81,6 +82,7 @@ class SchedulingGroup(Group):
     strategy: Literal["cache_aware_continuous"] = "cache_aware_continuous"
     max_batch_tokens: int = Field(default=8192, ge=32, description="Tokens the engine computes in one step.")
     max_attempts: int = Field(default=3, ge=1, description="Starts of one request before it fails for good.")
+    max_waiting: int = Field(default=100_000, ge=0, description="Requests that may wait in the queue; 0: any number.")
     lease_s: float = Field(default=60.0, ge=1, description="A worker silent for this long loses its requests.")
 
 
@@ -116,6 +118,9 @@ class EngineGroup(Group):
     max_num_seqs: int = Field(default=16, ge=1, description="Requests one worker runs at once.")
     dtype: str = "auto"
     kv_cache_gib: float | None = Field(default=None, gt=0, description="KV cache size on CPU, in GiB.")
+    tool_parser: str | None = Field(
+        default=None, description="vLLM's parser for this model's tool calls, such as hermes or llama3_json."
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of vLLM's AsyncEngineArgs, or of the simulated engine."
     )
@@ -144,7 +149,22 @@ class StreamingGroup(Group):
     join_ms: float = Field(default=15.0, ge=0, le=1000, description="Tokens that come this close travel as one frame.")
     retention_s: int = Field(default=3600, ge=60, description="How long Redis keeps a stream; later reads use SQL.")
     heartbeat_s: float = Field(default=15.0, gt=0, description="Silence after which an SSE comment is sent.")
+    join_max_ms: float = Field(
+        default=120.0, ge=0, le=5000, description="The same for a worker with a thousand streams; in between for fewer."
+    )
     buffer_frames: int = Field(default=256, ge=8, description="Frames held for a slow reader before it re-reads Redis.")
+    max_sockets: int = Field(default=512, ge=1, description="WebSockets one web process holds; each has a thread.")
+    allowed_origins: tuple[str, ...] = Field(
+        default=(), description="Origins other than the gateway's own whose pages may open a WebSocket."
+    )
+    socket_send_timeout_s: float = Field(default=10.0, gt=0, description="A WebSocket that takes nothing is cut off.")
+    ping_interval_s: float = Field(default=20.0, gt=0, description="How often a silent WebSocket is pinged.")
+
+
+class FilesGroup(Group):
+    """Files that clients upload for batches."""
+
+    max_bytes: int = Field(default=200 * 2**20, ge=1024)
 
 
 class SecretsGroup(Group):
@@ -207,6 +227,7 @@ class Settings(BaseSettings):
     engine: EngineGroup = EngineGroup()
     governance: GovernanceGroup = GovernanceGroup()
     streaming: StreamingGroup = StreamingGroup()
+    files: FilesGroup = FilesGroup()
     secrets: SecretsGroup = SecretsGroup()
 
     @classmethod

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tasks.crypto import seal, unseal
 from tasks.errors import InvalidCursor, by_code
-from tasks.job import Result
+from tasks.job import Piece, Result
 
 #: The field of a Redis stream entry that holds the sealed frame.
 FIELD = b"f"
@@ -46,6 +46,12 @@ class Cursor(NamedTuple):
         if match is None or not text.isascii():
             raise InvalidCursor
         return cls(int(match[1]), int(match[2]))
+
+    def follows(self, before: Cursor) -> bool:
+        """Tell whether no frame can be missing between `before` and this; a new attempt needs none of those before."""
+        if self.attempt == before.attempt:
+            return self.sequence in (before.sequence + 1, _LAST_SEQUENCE)
+        return self.attempt > before.attempt and self.sequence in (0, _LAST_SEQUENCE)
 
 
 START = Cursor(0, 0)
@@ -89,8 +95,13 @@ def opening(attempt: int) -> Frame:
 
 def completed(cursor: Cursor, result: Result) -> Frame:
     """Return the terminal frame of an answered request."""
-    facts = result.model_dump(include={"finish_reason", "model", "usage", "timings"})
-    return Frame(cursor, "completed", facts)
+    facts = result.model_dump(include={"model", "usage", "timings"}, mode="json")
+    return Frame(cursor, "completed", {"finish_reason": result.finish_reason, **_all_reasons(result), **facts})
+
+
+def delta(cursor: Cursor, piece: Piece) -> Frame:
+    """Return the frame that carries `piece`; what is usual (the first choice, nothing but text) is left out."""
+    return Frame(cursor, "delta", {"text": piece.text, **piece.model_dump(mode="json", exclude_defaults=True)})
 
 
 def ended(attempt: int, state: str, code: str | None) -> Frame:
@@ -99,14 +110,21 @@ def ended(attempt: int, state: str, code: str | None) -> Frame:
     return Frame(Cursor(attempt, _LAST_SEQUENCE), state, {"code": code, "message": message})
 
 
-def replay(attempt: int, result: Result) -> Iterator[Frame]:
-    """Make an answered request's frames again, as its last attempt wrote them."""
+def replay(attempt: int, result: Result, state: str = "completed", code: str | None = None) -> Iterator[Frame]:
+    """Make a request's frames again, as its last attempt wrote them."""
     yield opening(attempt)
-    position = sequence = 0
-    for sequence, length in enumerate(result.cuts, start=1):
-        yield Frame(Cursor(attempt, sequence), "delta", {"text": result.text[position : position + length]})
-        position += length
-    yield completed(Cursor(attempt, sequence + 1), result)
+    sequence = 0
+    for sequence, piece in enumerate(result.pieces, start=1):
+        yield delta(Cursor(attempt, sequence), piece)
+    if state == "completed":
+        yield completed(Cursor(attempt, sequence + 1), result)
+    else:
+        yield ended(attempt, state, code)
+
+
+def _all_reasons(result: Result) -> dict[str, Any]:
+    """Return how each choice ended, where there are several."""
+    return {"finish_reasons": list(result.finish_reasons)} if len(result.finish_reasons) > 1 else {}
 
 
 def _context(request_id: str, cursor: Cursor) -> str:

@@ -18,6 +18,7 @@ from gateway_app.governance.api_keys import ApiKeys
 from tasks.db import Database
 from tasks.migrating import upgrade
 from tasks.settings import CONFIG_VARIABLE, KEY_BYTES, PREFIX, SECRET_NAMES, settings
+from tests.conforming import watched
 from tests.services import PostgresServer, RedisServer
 from tests.tiny_model import make_tiny_model
 
@@ -123,12 +124,17 @@ def configured(redis_url: str, database_url: str, tiny_model: Path, monkeypatch:
 
 @pytest.fixture
 def client(configured: None) -> Iterator[FlaskClient]:
-    """Return a client of a gateway without workers, authenticated for the organization `default`."""
-    app = build(settings())
+    """Return a client of a gateway without workers, authenticated for the organization `default`.
+
+    Every answer it gets must be as the OpenAPI document says.
+    """
+    faults: list[str] = []
+    app = watched(build(settings()), faults)
     client = app.test_client()
     client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {new_key('default')}"
     with app.extensions["closing"]:
         yield client
+    assert faults == []
 
 
 def new_key(organization: str) -> str:

@@ -165,16 +165,24 @@ def test_a_database_that_cannot_be_reached(tmp_path: Path) -> None:
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "statement"),
+    [
+        ("0001_first_tables.py", "op.execute(VIEW)"),
+        ("0002_whole_api.py", '"CREATE INDEX idempotency_keys_by_time ON idempotency_keys (created_at)"'),
+    ],
+)
 def test_an_interrupted_upgrade_leaves_nothing(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, statement: str
 ) -> None:
     """A migration is one transaction: where its last statement fails, the next try begins at the beginning."""
     copy = tmp_path / "migrations"
     shutil.copytree(MIGRATIONS, copy)
-    revision = copy / "versions" / "0001_first_tables.py"
+    revision = copy / "versions" / name
     content = revision.read_text("utf-8")
-    assert "op.execute(VIEW)" in content
-    revision.write_text(content.replace("op.execute(VIEW)", "op.execute('CREATE NONSENSE')"), "utf-8")
+    assert statement in content
+    nonsense = "op.execute('CREATE NONSENSE')" if statement.startswith("op.") else "'CREATE NONSENSE'"
+    revision.write_text(content.replace(statement, nonsense), "utf-8")
     with monkeypatch.context() as patched:
         patched.setattr("tasks.migrating.MIGRATIONS", copy)
         with pytest.raises((sa.exc.DBAPIError, ConfigurationError)):
@@ -184,6 +192,27 @@ def test_an_interrupted_upgrade_leaves_nothing(
     upgrade(database_url)
     with connected(database_url) as connection:
         assert pending_migrations(connection) == []
+
+
+def test_requests_of_the_release_before(database_url: str) -> None:
+    """They are still there, as what they were; and a gateway of that release, which knows no new columns, goes on."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["url"] = database_url
+    command.upgrade(config, "0001")
+    old = sa.Table("requests", sa.MetaData(), *(sa.Column(name) for name in _request("")))
+    ids = [new_request_id(), new_request_id()]
+    row = _request(ids[0]) | {"created_at": "2026-11-24 12:00:00", "published_at": "2026-11-24 12:00:00"}
+    with connected(database_url) as connection:
+        connection.execute(sa.insert(old), row)
+    upgrade(database_url)
+    with connected(database_url) as connection:
+        connection.execute(sa.insert(old), row | {"request_id": ids[1]})
+        rows = connection.execute(sa.select(requests).order_by(requests.c.request_id)).all()
+    assert [row.request_id for row in rows] == ids
+    for found in rows:
+        assert (found.api, found.priority, found.state) == ("tasks", "normal", "queued")
+        assert (found.project_id, found.deadline, found.cancel_requested_at) == (None, None, None)
 
 
 def test_a_database_of_a_newer_release(database_url: str) -> None:

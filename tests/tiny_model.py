@@ -56,9 +56,26 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+#: The same, for a model that calls tools, in the manner of Hermes and Qwen.
+TOOL_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\n\n' }}{% endif %}"
+    "You may call these functions:\n<tools>\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}</tools>\n"
+    'Call one with <tool_call>\n{"name": name, "arguments": object}\n</tool_call><|im_end|>\n{% endif %}'
+    "{% for message in messages %}"
+    "{% if message['role'] == 'tool' %}"
+    "<|im_start|>user\n<tool_response>\n{{ message['content'] }}\n</tool_response><|im_end|>\n"
+    "{% elif not (tools and loop.first and message['role'] == 'system') %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "{% for call in message.tool_calls or [] %}\n<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|im_end|>\n"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
-def make_tiny_model(directory: Path, seed: int = 0) -> Path:
+def make_tiny_model(directory: Path, seed: int = 0, template: str = CHAT_TEMPLATE) -> Path:
     """Write the checkpoint into `directory`, which is made if missing, and return that directory."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = _train_tokenizer()
@@ -75,7 +92,7 @@ def make_tiny_model(directory: Path, seed: int = 0) -> Path:
             "unk_token": "<|endoftext|>",
             "clean_up_tokenization_spaces": False,
             "model_max_length": CONTEXT,
-            "chat_template": CHAT_TEMPLATE,
+            "chat_template": template,
         },
     )
     _write_json(

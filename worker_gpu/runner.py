@@ -5,6 +5,9 @@
 The order of the last three is the promise: the answer is recorded before anyone is told that it is complete, and the
 message is let go last. A worker may die between any two of them; the message then comes back when its lease ends,
 `start` finds the request finished, and only the steps that are missing are done.
+
+A request that is cancelled, or whose deadline passes, while it runs is stopped at once: the engine's slot is free again,
+and what was said so far is recorded with its figures.
 """
 
 from __future__ import annotations
@@ -12,35 +15,55 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy.engine import Connection
 
 from tasks import lifecycle
 from tasks.crypto import derive, seal
-from tasks.db import Database
+from tasks.db import Database, now
 from tasks.errors import DatabaseUnavailable, EngineDead, GatewayError, MessageRejected
-from tasks.job import Job, Result, Timings, Usage
+from tasks.job import Job
 from tasks.lifecycle import Attempt, NotStarted
 from tasks.queueing.leases import Leases
 from tasks.queueing.message import MessageCodec
 from tasks.schema import TERMINAL_STATES
 from tasks.stream import completed, ended
+from worker_gpu.answer import Answer
 from worker_gpu.engines.base import Engine, GenerationRequest
 from worker_gpu.profiles import StaticParts
 from worker_gpu.streams import RequestStream, StreamWriter
 
+Outcome = Literal["completed", "cancelled", "expired"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _DATABASE_RETRY_S = 1.0
 
 
+@dataclass(slots=True, eq=False)
+class Scope:
+    """What one attempt does on the engine, with the time limit by which it is stopped, and whether it was cancelled."""
+
+    limit: asyncio.Timeout
+    cancelled: bool = False
+
+    def stop(self, *, cancelled: bool) -> None:
+        """End it now. Where its limit has been reached it is ending already, for the reason that came first."""
+        if not self.limit.expired():
+            self.cancelled = cancelled
+            self.limit.reschedule(asyncio.get_running_loop().time())
+
+
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """Runs requests. `salt` is the secret that organizations' cache salts are derived from."""
+    """Runs requests. `salt` is the secret that organizations' cache salts are derived from.
+
+    `scopes` holds the newest attempt of each request that the engine runs.
+    """
 
     engine: Engine
     database: Database
@@ -52,6 +75,7 @@ class Runner:
     model: str
     max_attempts: int
     salt: bytes
+    scopes: dict[str, Scope] = field(default_factory=dict)
 
     async def run(self, envelope: Any, tag: str) -> bool:
         """Run the job of one message. Returns whether it was answered. Raises EngineDead; the message stays leased."""
@@ -69,19 +93,20 @@ class Runner:
             await self._tell_again(job, started)
             await self.leases.drop(tag)
             return False
-        stream = self.streams.open(job.request_id, job.data_key, started.number)
+        answer = Answer(job, self.streams.open(job.request_id, job.data_key, started.number), self.model, taken_at)
         try:
-            result = await self._generate(job, stream, taken_at)
+            state = await self._generate(job, started, answer)
         except EngineDead:
             raise
         except Exception as error:
             if not isinstance(error, GatewayError):
                 # Its text may quote the prompt, so only its kind is logged.
                 logger.error("request %s: unexpected %s", job.request_id, type(error).__name__)
-            mine = await self._fail(started, stream, getattr(error, "code", GatewayError.code))
+            mine = await self._fail(started, answer.stream, getattr(error, "code", GatewayError.code))
             succeeded = False
         else:
-            mine = succeeded = await self._complete(job, started, stream, result)
+            mine = await self._record(job, started, answer, state)
+            succeeded = mine and state == "completed"
         if mine:
             await self.leases.drop(tag)
         else:
@@ -89,48 +114,64 @@ class Runner:
             logger.warning("request %s: attempt %d was fenced off", job.request_id, started.number)
         return succeeded
 
-    async def _generate(self, job: Job, stream: RequestStream, taken_at: float) -> Result:
+    def stop(self, request_id: str) -> None:
+        """Stop a request that was cancelled, if it runs here."""
+        scope = self.scopes.get(request_id)
+        if scope is not None:
+            scope.stop(cancelled=True)
+
+    async def _generate(self, job: Job, attempt: Attempt, answer: Answer) -> Outcome:
+        """Have the engine answer; return whether it came to its end, was cancelled, or was not in time."""
+        async with self._scope(job.request_id, attempt) as scope:
+            await self._answer(job, attempt, answer)
+        if scope.limit.expired():
+            return "cancelled" if scope.cancelled else "expired"
+        if len(answer.finish_reasons) < job.sampling.n:
+            raise GatewayError("the engine ended the request without saying why")
+        return "completed"
+
+    @asynccontextmanager
+    async def _scope(self, request_id: str, attempt: Attempt) -> AsyncIterator[Scope]:
+        """Bound what is done within by the request's deadline and by `stop`; being stopped is no error."""
+        limit = asyncio.timeout(_seconds_until(attempt.deadline))
+        scope = Scope(limit)
+        try:
+            async with limit:
+                if (older := self.scopes.get(request_id)) is not None:
+                    # Its lease was lost and taken again by this very worker. It is fenced off, so nobody wants it.
+                    older.stop(cancelled=False)
+                self.scopes[request_id] = scope
+                try:
+                    yield scope
+                finally:
+                    if self.scopes.get(request_id) is scope:
+                        del self.scopes[request_id]
+        except TimeoutError:
+            if not limit.expired():
+                # The engine's own.
+                raise
+
+    async def _answer(self, job: Job, attempt: Attempt, answer: Answer) -> None:
         static = await self.static_parts.token_ids(job.prompt.static_profile_hash)
         request = GenerationRequest(
-            request_id=f"{job.request_id}-{stream.attempt}",
+            request_id=f"{job.request_id}-{attempt.number}",
             prompt_token_ids=[*static, *job.prompt.dynamic_token_ids],
             sampling=job.sampling,
             cache_salt=derive(self.salt, "cache-salt", job.organization).hex(),
+            tools=job.tools,
         )
-        first_token_at: float | None = None
-        last = None
         async with aclosing(self.engine.generate(request)) as deltas:
             async for delta in deltas:
-                if first_token_at is None and delta.output_tokens:
-                    first_token_at = time.time()
-                stream.write(delta.text)
-                last = delta
-        if last is None or last.finish_reason is None:
-            raise GatewayError("the engine ended the request without saying why")
-        stream.cut()
-        return Result(
-            text=stream.text,
-            cuts=tuple(stream.cuts),
-            finish_reason=last.finish_reason,
-            model=self.model,
-            usage=Usage(
-                prompt_tokens=len(request.prompt_token_ids),
-                cached_tokens=last.cached_tokens,
-                output_tokens=last.output_tokens,
-            ),
-            timings=Timings(
-                queued_ms=_milliseconds(job.published_at, taken_at),
-                prefill_ms=None if last.prefill_s is None else round(last.prefill_s * 1000, 3),
-                first_token_ms=None if first_token_at is None else _milliseconds(job.published_at, first_token_at),
-                total_ms=_milliseconds(job.published_at, time.time()),
-            ),
-        )
+                answer.add(delta)
 
-    async def _complete(self, job: Job, attempt: Attempt, stream: RequestStream, result: Result) -> bool:
-        sealed = seal(job.data_key, result.model_dump_json().encode(), f"result:{job.request_id}")
-        won = await self._write(lambda connection: lifecycle.complete(connection, attempt, result, sealed))
-        if won:
-            await stream.end(completed(stream.next_cursor, result))
+    async def _record(self, job: Job, attempt: Attempt, answer: Answer, state: Outcome) -> bool:
+        result = answer.result(state)
+        sealed = seal(job.data_key, result.model_dump_json(exclude_defaults=True).encode(), f"result:{job.request_id}")
+        won = await self._write(lambda connection: lifecycle.answer(connection, attempt, result, sealed, state))
+        if won and state == "completed":
+            await answer.stream.end(completed(answer.stream.next_cursor, result))
+        elif won:
+            await answer.stream.end(ended(attempt.number, state, state))
         return won
 
     async def _fail(self, attempt: Attempt, stream: RequestStream, code: str) -> bool:
@@ -142,7 +183,7 @@ class Runner:
 
     async def _tell_again(self, job: Job, outcome: NotStarted) -> None:
         """Send the last frame of a request that ended without it; a watcher otherwise learns of it from SQL."""
-        if outcome.state == "failed":
+        if outcome.state in TERMINAL_STATES and not outcome.answered:
             stream = self.streams.reopen(job.request_id, job.data_key, outcome.attempt)
             await stream.end(ended(outcome.attempt, outcome.state, outcome.code))
         elif outcome.state not in TERMINAL_STATES:
@@ -157,6 +198,5 @@ class Runner:
                 await asyncio.sleep(_DATABASE_RETRY_S)
 
 
-def _milliseconds(start: float, end: float) -> float:
-    """Return the time between two instants in seconds; clocks of two hosts may differ by a little."""
-    return round(max(0.0, end - start) * 1000, 3)
+def _seconds_until(deadline: datetime | None) -> float | None:
+    return None if deadline is None else max(0.0, (deadline - now()).total_seconds())

@@ -8,6 +8,7 @@ renewing leases, the heartbeat, and asking the engine for its health.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import threading
@@ -18,9 +19,10 @@ from typing import Any
 import redis
 from redis.asyncio import Redis
 
+from tasks import lifecycle
 from tasks.crypto import KeyWrapper, Signer
 from tasks.db import Database
-from tasks.errors import EngineDead
+from tasks.errors import DatabaseUnavailable, EngineDead
 from tasks.prompts.tokenizer import ModelTokenizer, resolve_checkpoint
 from tasks.queueing.heartbeats import INTERVAL_S, TTL_S
 from tasks.queueing.keys import QueueKeys
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 DRAIN_S = 20.0
 _LEASES_PER_RENEWAL = 3
+_CANCEL_RETRY_S = 0.5
+GC_THRESHOLD = (50_000, 20, 50)
 
 
 class Runtime:
@@ -95,6 +99,11 @@ class Runtime:
         checkpoint = resolve_checkpoint(settings.engine.model_source, settings.engine.revision)
         started = time.monotonic()
         await self._engine.start()
+        # What there is by now stays. Looking through all of it for garbage, again and again, would cost a third of the time
+        # of a busy loop.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLD)
         logger.info("engine ready after %.1f s: %s", time.monotonic() - started, self._engine.limits)
         self._runner = Runner(
             engine=self._engine,
@@ -111,6 +120,8 @@ class Runtime:
         renewal_s = settings.scheduling.lease_s / _LEASES_PER_RENEWAL
         self._background += [
             asyncio.create_task(self._streams.send_forever()),
+            asyncio.create_task(self._forever(self._hear_cancels, _CANCEL_RETRY_S)),
+            asyncio.create_task(self._look_for_cancels()),
             asyncio.create_task(self._forever(lambda: self._leases.renew(tuple(self._running)), renewal_s)),
             asyncio.create_task(self._watch_engine()),
         ]
@@ -149,6 +160,29 @@ class Runtime:
         except redis.RedisError:
             logger.warning("the heartbeat could not be removed; it ends by itself")
         await self._redis.aclose()
+
+    async def _hear_cancels(self) -> None:
+        """Stop what gateways say was cancelled, as long as the connection holds."""
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
+            await channel.subscribe(self._keys.cancels)
+            while True:
+                message = await channel.get_message(timeout=INTERVAL_S)
+                if message is not None:
+                    self._runner.stop(message["data"].decode("ascii", "replace"))
+
+    async def _look_for_cancels(self) -> None:
+        """Ask the database too, now and then: a word on the channel may have been lost."""
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            if running := list(self._runner.scopes):
+                for request_id in await asyncio.to_thread(self._cancelled, running):
+                    self._runner.stop(request_id)
+
+    def _cancelled(self, running: list[str]) -> list[str]:
+        try:
+            return self._database.read(lambda connection: lifecycle.to_stop(connection, running))
+        except DatabaseUnavailable:
+            return []
 
     async def _watch_engine(self) -> None:
         while True:

@@ -1,6 +1,7 @@
 """Writing response streams, in few and large pieces.
 
 Text that comes within a few milliseconds travels as one frame, and the frames of all requests travel in one pipeline.
+With many streams the milliseconds become more, up to the fifth of a second that no reader minds.
 
 The worker never waits for a client, and while it runs it never waits for Redis either: frames that cannot be sent are
 kept and sent when Redis is back. Only the end of a request waits for its frames to be sent, before its lease is
@@ -11,15 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 import redis
 from redis.asyncio import Redis
 
+from tasks import stream
+from tasks.job import Piece, TokenLogprob, ToolCallDelta
 from tasks.settings import StreamingGroup
 from tasks.stream import FIELD, Cursor, Frame, opening, stream_key
+from worker_gpu.engines.base import Delta
 
 logger = logging.getLogger(__name__)
 _RETRY_S = 0.5
+#: Streams at once for which text is gathered longest.
+CROWD = 1000
 #: What Redis answers to an id that does not grow: the frame is there already, or another attempt has taken over.
 _NOT_NEWER = "equal or smaller"
 
@@ -27,45 +34,37 @@ _NOT_NEWER = "equal or smaller"
 class RequestStream:
     """The stream of one attempt.
 
-    `cuts` are the lengths, in characters, of the frames its text went out in, `unsent` the frames that Redis has not
-    confirmed yet.
+    `pieces` are what its frames carried so far, `unsent` the frames that Redis has not confirmed yet.
     """
 
     def __init__(self, writer: StreamWriter, request_id: str, data_key: bytes, attempt: int) -> None:
         self.request_id = request_id
         self.data_key = data_key
         self.attempt = attempt
-        self.cuts: list[int] = []
+        self.pieces: list[Piece] = []
         self.unsent: list[Frame] = []
         self.sent = asyncio.Event()
-        self._pieces: list[str] = []
-        self._waiting: list[str] = []
+        self._waiting: dict[int, list[Delta]] = {}
         self._writer = writer
 
     @property
-    def text(self) -> str:
-        """Return all text that has been cut into frames."""
-        return "".join(self._pieces)
-
-    @property
     def next_cursor(self) -> Cursor:
-        """Return where the frame after all text goes."""
-        return Cursor(self.attempt, len(self.cuts) + 1)
+        """Return where the frame after all pieces goes."""
+        return Cursor(self.attempt, len(self.pieces) + 1)
 
-    def write(self, text: str) -> None:
-        """Send text, soon. Half a surrogate pair, which no encoding has room for, becomes a question mark."""
-        if text:
-            self._waiting.append(text.encode("utf-8", "replace").decode("utf-8"))
+    def write(self, delta: Delta) -> None:
+        """Send what a delta says, soon."""
+        if delta.text or delta.tool_calls or delta.logprobs:
+            self._waiting.setdefault(delta.choice, []).append(delta)
             self._writer.wake(self)
 
     def cut(self) -> None:
-        """Make one frame of the text that waits, so that what was written so far has its place in the stream."""
-        if self._waiting:
-            text = "".join(self._waiting)
-            self._waiting.clear()
-            self.unsent.append(Frame(self.next_cursor, "delta", {"text": text}))
-            self.cuts.append(len(text))
-            self._pieces.append(text)
+        """Make a frame of what waits, one a choice, so that what was written so far has its place in the stream."""
+        for waiting in self._waiting.values():
+            piece = joined(waiting)
+            self.unsent.append(stream.delta(self.next_cursor, piece))
+            self.pieces.append(piece)
+        self._waiting.clear()
 
     async def end(self, frame: Frame) -> None:
         """Send the terminal frame; return when Redis has it."""
@@ -75,6 +74,37 @@ class RequestStream:
         await self.sent.wait()
 
 
+def joined(deltas: Sequence[Delta]) -> Piece:
+    """Return deltas of one choice as one piece. Half a surrogate pair, which nothing can encode, becomes a ?."""
+    return Piece(
+        text=_encodable("".join(delta.text for delta in deltas)),
+        choice=deltas[0].choice,
+        tool_calls=tuple(
+            ToolCallDelta(
+                index=call.index,
+                id=call.id and _encodable(call.id),
+                name=call.name and _encodable(call.name),
+                arguments=_encodable(call.arguments),
+            )
+            for delta in deltas
+            for call in delta.tool_calls
+        ),
+        logprobs=tuple(
+            TokenLogprob(
+                token=_encodable(logprob.token),
+                logprob=logprob.logprob,
+                top=tuple((_encodable(token), value) for token, value in logprob.top),
+            )
+            for delta in deltas
+            for logprob in delta.logprobs
+        ),
+    )
+
+
+def _encodable(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 class StreamWriter:
     """Sends the frames of all of a worker's requests."""
 
@@ -82,6 +112,7 @@ class StreamWriter:
         self._client = client
         self._prefix = prefix
         self._join_s = settings.join_ms / 1000
+        self._join_max_s = max(settings.join_max_ms, settings.join_ms) / 1000
         self._retention_s = settings.retention_s
         self._waiting: set[RequestStream] = set()
         self._awake = asyncio.Event()
@@ -110,7 +141,9 @@ class StreamWriter:
             streams, self._waiting = self._waiting, set()
             try:
                 await self._send(streams)
-                await asyncio.sleep(self._join_s)
+                # The more streams there are, the more a frame each would cost whoever relays and reads them.
+                crowd = min(1.0, len(streams) / CROWD)
+                await asyncio.sleep(self._join_s + (self._join_max_s - self._join_s) * crowd)
             except redis.RedisError as error:
                 logger.warning("frames are kept until Redis takes them: %s", type(error).__name__)
                 self._waiting |= streams

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem details, the same for every path of the native API."""
+"""Errors as RFC 9457 problem details; on OpenAI's paths as OpenAI's error object, with the same codes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from flask import Flask, Response, json, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
+from gateway_app.openai.errors import PATHS, error_object
 from tasks import errors
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,13 @@ def describe(error: errors.GatewayError) -> dict[str, Any]:
 
 
 def respond(error: errors.GatewayError) -> Response:
-    """Answer with `error`."""
-    response = Response(json.dumps(describe(error)), error.status, content_type="application/problem+json")
+    """Answer with `error`, in the form that the path's clients expect."""
+    if request.path.startswith(PATHS):
+        response = Response(json.dumps(error_object(error)), error.status, content_type="application/json")
+        # OpenAI's clients would repeat every conflict and server error by themselves.
+        response.headers["x-should-retry"] = "true" if error.retryable else "false"
+    else:
+        response = Response(json.dumps(describe(error)), error.status, content_type="application/problem+json")
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     if error.status == errors.Unauthenticated.status:

@@ -1,27 +1,50 @@
-"""`/v1/tasks`: submit a task, poll it, watch it."""
+"""`/v1/tasks`: submit a task, poll it, watch it, list them, cancel one."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
-from flask import Blueprint, Response, g, json, jsonify, request, url_for
+from flask import Blueprint, Response, g, jsonify, request, url_for
+from pydantic import Field
 from sqlalchemy.engine import Row
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
-from gateway_app.governance.api_keys import ApiKeys
-from gateway_app.pipeline import Pipeline
+from gateway_app.api import reading, sse
+from gateway_app.api.task_body import TaskBody
+from gateway_app.governance.api_keys import ApiKeys, Caller
+from gateway_app.pipeline import Accepted, Pipeline
 from gateway_app.streaming.watch import Watcher
-from tasks.errors import BodyTooLarge, GatewayError, InvalidJson, NotFound, UnsupportedMediaType, by_code
+from gateway_app.synchronous import Synchronous
+from tasks import lifecycle
+from tasks.errors import GatewayError, InvalidRequest, NotFound, by_code
 from tasks.ids import is_request_id
+from tasks.job import Frozen, Name, TaskRequest
+from tasks.schema import TERMINAL_STATES
 from tasks.stream import Cursor, Frame
 
-#: What is read and thrown away of a body that is too large, so that the client gets the answer and not a reset.
-_DRAIN_BYTES = 64 * 2**20
+
+class TaskQuery(Frozen):
+    """Which tasks a list shows, the newest first."""
+
+    status: Literal["queued", "running", "completed", "failed", "cancelled", "expired"] | None = None
+    agent: Name | None = None
+    project_id: Name | None = None
+    api: Literal["tasks", "chat", "responses"] | None = Field(default=None, description="The API it came through.")
+    after: str | None = Field(default=None, description="The last id of the page before.")
+    limit: int = Field(default=20, ge=1, le=reading.MAX_PAGE)
+
+    def filters(self) -> dict[str, Any]:
+        """Return the columns that are asked for. Raises InvalidRequest if `after` is not an id."""
+        if self.after is not None and not is_request_id(self.after):
+            raise InvalidRequest("after is not the id of a task", errors=[{"field": "after", "message": "no task id"}])
+        columns = {"status": "state", "agent": "agent_name", "project_id": "project_id", "api": "api"}
+        return {column: getattr(self, name) for name, column in columns.items() if getattr(self, name)}
 
 
-def blueprint(keys: ApiKeys, pipeline: Pipeline, watcher: Watcher) -> Blueprint:
+def blueprint(keys: ApiKeys, pipeline: Pipeline, synchronous: Synchronous) -> Blueprint:
     """Return the routes, over what they need."""
+    watcher, canceller = synchronous.watcher, synchronous.canceller
     tasks = Blueprint("tasks", __name__, url_prefix="/v1/tasks")
 
     @tasks.before_request
@@ -31,89 +54,116 @@ def blueprint(keys: ApiKeys, pipeline: Pipeline, watcher: Watcher) -> Blueprint:
     @tasks.post("")
     def submit() -> tuple[Response, int, dict[str, str]]:
         try:
-            body = _body()
+            body, key = reading.body(), reading.idempotency_key()
         except GatewayError as refusal:
             pipeline.refuse(g.caller, refusal)
             raise
-        accepted = pipeline.submit(g.caller, body)
-        links = _links(accepted.request_id)
-        answer = jsonify(
-            id=accepted.request_id,
-            status="queued",
-            agent=accepted.agent,
-            sensitivity=accepted.sensitivity,
-            provider=accepted.provider,
-            prompt_tokens=accepted.prompt_tokens,
-            links=links,
+        accepted = pipeline.submit(g.caller, lambda: read_task(body), pipeline.idempotency(key, body))
+        headers = {"Location": url_for("tasks.show", request_id=accepted.request_id)}
+        if accepted.repeated:
+            headers["Idempotent-Replayed"] = "true"
+        return jsonify(accepted_answer(accepted)), 202, headers
+
+    @tasks.get("")
+    def index() -> Response:
+        wanted = reading.query(TaskQuery)
+        filters, organization, limit = wanted.filters(), g.caller.organization, wanted.limit
+        rows = watcher.database.read(
+            lambda connection: lifecycle.page(connection, organization, filters, wanted.after, limit + 1)
         )
-        return answer, 202, {"Location": links["self"]}
+        return jsonify(data=[summary(row) for row in rows[:limit]], has_more=len(rows) > limit)
 
     @tasks.get("/<request_id>")
     def show(request_id: str) -> Response:
-        return jsonify(_task(watcher, _find(watcher, request_id)))
+        return jsonify(task_answer(watcher, find(watcher, request_id)))
+
+    @tasks.delete("/<request_id>")
+    def cancel(request_id: str) -> tuple[Response, int]:
+        find(watcher, request_id)
+        row = canceller.cancel(request_id, g.caller.organization)
+        return jsonify(task_answer(watcher, row)), 200 if row.state == "cancelled" else 202
 
     @tasks.get("/<request_id>/events")
     def events(request_id: str) -> Response:
-        row = _find(watcher, request_id)
+        row = find(watcher, request_id)
         cursor = Cursor.parse(request.headers.get("Last-Event-ID") or request.args.get("cursor"))
-        frames = watcher.frames(row, cursor)
-        if frames == []:
+        if row.state in TERMINAL_STATES and watcher.frames(row, cursor) == []:
             # 204 tells an EventSource that there is nothing to reconnect for.
             return Response(status=204)
-        return Response(
-            _server_sent_events(frames),
-            content_type="text/event-stream; charset=utf-8",
-            headers={"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"},
-        )
+        return synchronous.watch(row, cursor, _events)
 
     return tasks
 
 
-def _find(watcher: Watcher, request_id: str) -> Row[Any]:
+def find(watcher: Watcher, request_id: str) -> Row[Any]:
+    """Return the caller's request. Raises NotFound."""
     if not is_request_id(request_id):
         raise NotFound("there is no such task")
     return watcher.find(request_id, g.caller.organization)
 
 
-def _body() -> bytes:
-    """Return the request's body. Raises UnsupportedMediaType, BodyTooLarge, InvalidJson."""
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaType
-    try:
-        return request.get_data(cache=False)
-    except RequestEntityTooLarge:
-        _drain()
-        raise BodyTooLarge(f"the body is larger than {request.max_content_length} bytes") from None
-    except ClientDisconnected:
-        raise InvalidJson("the connection ended before the body did") from None
+def read_task(content: bytes) -> TaskRequest:
+    """Return the request in a body. Raises InvalidJson or InvalidRequest."""
+    return reading.validate(TaskBody, reading.parse(content)).request()
 
 
-def _drain() -> None:
-    stream, left = request.environ["wsgi.input"], _DRAIN_BYTES
-    while left > 0 and (chunk := stream.read(min(left, 2**16))):
-        left -= len(chunk)
+def submit_content(pipeline: Pipeline, caller: Caller, content: Any, key: str | None) -> dict[str, Any]:
+    """Take in a task that came as part of something else than a body of its own; return what its client is told."""
+
+    def read() -> TaskRequest:
+        if not isinstance(content, dict):
+            raise InvalidRequest(
+                "a task must be a JSON object", errors=[{"field": "task", "message": "must be an object"}]
+            )
+        return reading.validate(TaskBody, content).request()
+
+    body = json.dumps(content, sort_keys=True).encode()
+    return accepted_answer(pipeline.submit(caller, read, pipeline.idempotency(key, body)))
 
 
-def _links(request_id: str) -> dict[str, str]:
+def accepted_answer(accepted: Accepted) -> dict[str, Any]:
+    """Return what a client is told whose task was accepted."""
     return {
-        "self": url_for("tasks.show", request_id=request_id),
-        "events": url_for("tasks.events", request_id=request_id),
+        "id": accepted.request_id,
+        "status": "queued",
+        "agent": accepted.task.agent,
+        "sensitivity": accepted.sensitivity,
+        "provider": accepted.provider,
+        "prompt_tokens": accepted.prompt_tokens,
+        "links": _links(accepted.request_id),
     }
 
 
-def _task(watcher: Watcher, row: Row[Any]) -> dict[str, Any]:
-    task: dict[str, Any] = {
+def summary(row: Row[Any]) -> dict[str, Any]:
+    """Return what a list shows of a request."""
+    return {
         "id": row.request_id,
         "status": row.state,
+        "cancelling": row.cancel_requested_at is not None and row.finished_at is None,
+        "api": row.api,
         "agent": row.agent_name,
+        "project_id": row.project_id,
+        "priority": row.priority,
         "attempt": row.attempt,
         "created_at": row.created_at.isoformat(),
+        "deadline": row.deadline.isoformat() if row.deadline else None,
         "finished_at": row.finished_at.isoformat() if row.finished_at else None,
         "links": _links(row.request_id),
     }
+
+
+def task_answer(watcher: Watcher, row: Row[Any]) -> dict[str, Any]:
+    """Return a request as `GET /v1/tasks/{id}` shows it, with its answer if it has one."""
+    task = {**summary(row), "metadata": watcher.request(row).metadata}
     result = watcher.result(row)
     if result is not None:
-        task["result"] = result.model_dump(exclude={"cuts"})
+        first, *others = result.choices
+        shown: dict[str, Any] = {"text": first.text, "finish_reason": first.finish_reason}
+        if others:
+            shown["choices"] = [choice.model_dump(mode="json") for choice in result.choices]
+        elif first.tool_calls or first.logprobs:
+            shown |= first.model_dump(mode="json", include={"tool_calls", "logprobs"})
+        task["result"] = {**shown, **result.model_dump(mode="json", include={"model", "usage", "timings"})}
     if row.error_code is not None:
         kind = by_code(row.error_code)
         task["error"] = {
@@ -125,15 +175,12 @@ def _task(watcher: Watcher, row: Row[Any]) -> dict[str, Any]:
     return task
 
 
-def _server_sent_events(frames: Iterable[Frame | None]) -> Iterator[bytes]:
+def _links(request_id: str) -> dict[str, str]:
+    path = url_for("tasks.show", request_id=request_id)
+    return {"self": path, "events": f"{path}/events", "stream": f"{path}/stream"}
+
+
+def _events(frames: Iterable[Frame | None]) -> Iterator[bytes]:
     # A first line at once, so that the client has its headers before the first token.
     yield b": watching\n\n"
-    for frame in frames:
-        yield _sse(frame)
-
-
-def _sse(frame: Frame | None) -> bytes:
-    if frame is None:
-        return b": still working\n\n"
-    data = json.dumps(frame.data, ensure_ascii=False, separators=(",", ":"))
-    return f"id: {frame.cursor}\nevent: {frame.event}\ndata: {data}\n\n".encode()
+    yield from map(sse.of_frame, frames)

@@ -43,10 +43,10 @@ class GovernanceInterceptor:
         self._policy = resolve_policy(policy)
         self._available = frozenset(available)
 
-    def decide(self, task: TaskRequest) -> Decision:
-        """Classify the task and choose its provider."""
+    def decide(self, task: TaskRequest, agent_name: str) -> Decision:
+        """Classify the task and choose its provider. A request without an agent is judged by the model's name."""
         sensitivity = classify_task(
-            agent_name=task.agent,
+            agent_name=agent_name,
             task_type=task.task_type,
             has_private_data=task.has_private_data,
             has_sensitive_data=task.has_sensitive_data,
@@ -59,7 +59,7 @@ class GovernanceInterceptor:
         provider = provider or PROVIDERS[0]
         veto = enforce_policy(provider, sensitivity, self._policy, self._available)
         columns = {
-            "agent_name": task.agent,
+            "agent_name": agent_name,
             "task_type": task.task_type,
             "sensitivity": sensitivity,
             "provider": provider,

@@ -4,8 +4,9 @@ A thread blocks in a single XREAD over all watched streams and hands each entry 
 a stream it must be woken: it also reads a small stream of its own, to which `subscribe` adds an entry. So Redis sees
 two connections from a gateway process, whether it has one client or a thousand.
 
-A subscription holds a bounded number of entries. A client slower than that is dropped from the reader, and taken up
-again at its own position once it has caught up: Redis keeps the stream, so nothing need be held for it here.
+A client has a feed, which holds a bounded number of entries: of the one stream it watches, or of all of them, so that a
+single thread can wait for a thousand streams. What no longer fits is dropped from the reader, and taken up again at its
+own position once the client has caught up: Redis keeps the stream, so nothing need be held for it here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from typing import Any, cast
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, cast
 
 import redis
 
@@ -30,57 +32,124 @@ RawEntry = tuple[bytes, dict[bytes, bytes]]
 #: How long one read waits for news. The reading client's socket must be allowed to wait longer.
 BLOCK_S = 5.0
 _RETRY_S = 0.5
-_COUNT = 256
+#: What one read returns at most, in entries: of each stream, and of all together, or as many as there are streams.
+_ENTRIES_EACH = 256
+_ENTRIES = 4096
 _CONTROL_TTL_S = 3600
 
 
-class Subscription:
-    """One client's view of one stream, from its cursor on."""
+class Watching(Protocol):
+    """What the reader feeds: `key` is a stream's, `read_to` the last entry taken of it, `delivered` the client's place."""
 
-    def __init__(self, relay: Relay, key: str, cursor: Cursor, limit: int) -> None:
-        self.key = key
-        self.read_to = cursor
-        self._delivered = cursor
+    key: str
+    read_to: Cursor
+
+    @property
+    def delivered(self) -> Cursor:
+        """Return where the client is."""
+        ...
+
+    def offer(self, entry: Entry) -> bool:
+        """Take an entry from the reader. Returns False if the client is too slow and must be dropped for now."""
+        ...
+
+
+class Feed:
+    """Where the reader puts entries for one client, from one stream or from many.
+
+    `limit` is how many entries it holds at most, over all its streams. `wake` is called from the reader's thread when
+    something was put in: it must neither wait nor raise.
+    """
+
+    def __init__(self, relay: Relay, limit: int, wake: Callable[[], None] | None = None) -> None:
         self._relay = relay
         self._limit = limit
-        self._entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
-        self._attached = False
+        self._wake = wake
+        self._entries: queue.SimpleQueue[tuple[Subscription, Entry]] = queue.SimpleQueue()
+        #: Those that the reader has dropped. The lock makes one step of finding the feed full, or empty, and of acting
+        #: on it, so that none is forgotten here.
+        self._dropped: set[Subscription] = set()
+        self._lock = threading.Lock()
 
     @property
     def held(self) -> int:
         """Return how many entries wait for the client."""
         return self._entries.qsize()
 
-    def next(self, timeout_s: float) -> Entry | None:
-        """Return the next entry, or None if none came within `timeout_s` seconds."""
+    def next(self, timeout_s: float) -> tuple[Subscription, Entry] | None:
+        """Return the next entry and whose it is, or None if none came within `timeout_s` seconds."""
         deadline = time.monotonic() + timeout_s
         while True:
-            if not self._attached:
-                self.read_to, self._attached = self._delivered, True
-                self._relay.attach(self)
+            self._take_up_again()
             try:
-                entry = self._entries.get(timeout=max(0.0, deadline - time.monotonic()))
+                subscription, entry = self._entries.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 return None
-            if entry is not None:
-                self._delivered = entry[0]
-                return entry
-            # The reader dropped us here. All that it gave before has been taken, so it may begin again.
-            self._attached = False
+            if not subscription.closed:
+                subscription.delivered = entry[0]
+                return subscription, entry
+
+    def offer(self, subscription: Subscription, entry: Entry) -> bool:
+        """Take an entry from the reader. Returns False if the client is too slow for it, and it was not taken."""
+        with self._lock:
+            if self._entries.qsize() >= self._limit:
+                self._dropped.add(subscription)
+                return False
+            self._entries.put((subscription, entry))
+        if self._wake is not None:
+            self._wake()
+        return True
+
+    def _take_up_again(self) -> None:
+        """Have the reader feed those that it dropped, once the client has taken all that it was given before."""
+        with self._lock:
+            if not self._dropped or not self._entries.empty():
+                return
+            dropped, self._dropped = self._dropped, set()
+        self._relay.attach([subscription for subscription in dropped if not subscription.closed])
+
+
+class Subscription:
+    """One client's view of one stream, from its cursor on."""
+
+    def __init__(self, relay: Relay, key: str, cursor: Cursor, feed: Feed) -> None:
+        self.key = key
+        self.read_to = cursor
+        self.delivered = cursor
+        self.closed = False
+        self._relay = relay
+        self._feed = feed
+        self._begun = False
+
+    @property
+    def held(self) -> int:
+        """Return how many entries wait for the client."""
+        return self._feed.held
+
+    def next(self, timeout_s: float) -> Entry | None:
+        """Return the next entry, or None if none came within `timeout_s` seconds. Not for a shared feed."""
+        if not self._begun:
+            self.attach()
+        taken = self._feed.next(timeout_s)
+        return None if taken is None else taken[1]
+
+    def attach(self) -> None:
+        """Have the reader feed this subscription."""
+        self._begun = True
+        self._relay.attach([self])
 
     def offer(self, entry: Entry) -> bool:
         """Take an entry from the reader. Returns False if the client is too slow and must be dropped for now."""
         if entry[0] <= self.read_to:
             return True
-        if self._entries.qsize() >= self._limit:
-            self._entries.put(None)
+        if not self._feed.offer(self, entry):
             return False
         self.read_to = entry[0]
-        self._entries.put(entry)
         return True
 
     def close(self) -> None:
         """Stop watching."""
+        self.closed = True
         self._relay.detach(self)
 
 
@@ -91,28 +160,37 @@ class Relay:
         self._client = client
         self._waker = waker
         self._prefix = prefix
-        self._limit = buffer_frames
+        self.limit = buffer_frames
         self._control = f"{prefix}relay:{uuid.uuid4().hex}"
         self._lock = threading.Lock()
-        self._watched: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self._watched: defaultdict[str, set[Watching]] = defaultdict(set)
         self._thread: threading.Thread | None = None
+        self._woken = False
         self._closing = False
 
-    def subscribe(self, request_id: str, cursor: Cursor) -> Subscription:
-        """Return a subscription to the request's stream, after `cursor`. Close it when done."""
-        return Subscription(self, stream_key(self._prefix, request_id), cursor, self._limit)
+    def subscribe(self, request_id: str, cursor: Cursor, feed: Feed | None = None) -> Subscription:
+        """Return a subscription to the request's stream, after `cursor`. Close it when done.
 
-    def attach(self, subscription: Subscription) -> None:
-        """Have the reader feed `subscription`."""
+        With a `feed`, its entries go there as soon as it is attached; without, ask it for the next.
+        """
+        return Subscription(self, stream_key(self._prefix, request_id), cursor, feed or Feed(self, self.limit))
+
+    def attach(self, subscriptions: Iterable[Watching]) -> None:
+        """Have the reader feed `subscriptions`, each from where its client is."""
         with self._lock:
-            self._watched[subscription.key].add(subscription)
+            for subscription in subscriptions:
+                subscription.read_to = subscription.delivered
+                self._watched[subscription.key].add(subscription)
+            # Until the reader looks at what is watched, one wake does for all.
+            waking, self._woken = not self._woken, True
             if self._thread is None or not self._thread.is_alive():
                 # Started with the first client: a server that forks its workers must not have forked this thread.
                 self._thread = threading.Thread(target=self._read_forever, name="stream-relay", daemon=True)
                 self._thread.start()
-        self._wake()
+        if waking:
+            self._wake()
 
-    def detach(self, subscription: Subscription) -> None:
+    def detach(self, subscription: Watching) -> None:
         """Stop feeding `subscription`."""
         with self._lock:
             self._drop(subscription)
@@ -124,7 +202,7 @@ class Relay:
         if self._thread is not None:
             self._thread.join()
 
-    def _drop(self, subscription: Subscription) -> None:
+    def _drop(self, subscription: Watching) -> None:
         watchers = self._watched.get(subscription.key)
         if watchers is not None:
             watchers.discard(subscription)
@@ -139,6 +217,7 @@ class Relay:
                 pipe.execute()
         except redis.RedisError:
             # The reader meets the same fault and reads the new set when it comes back.
+            self._woken = False
             logger.warning("stream relay could not be woken; it looks again within %.0f s", BLOCK_S)
 
     def _read_forever(self) -> None:
@@ -146,13 +225,15 @@ class Relay:
         failing = False
         while not self._closing:
             with self._lock:
+                self._woken = False
                 wanted = {
                     key: min(subscription.read_to for subscription in watchers)
                     for key, watchers in self._watched.items()
                 }
             positions: dict[Any, Any] = {self._control: position, **{key: str(at) for key, at in wanted.items()}}
+            count = max(1, min(_ENTRIES_EACH, _ENTRIES // len(positions)))
             try:
-                answer = self._client.xread(positions, count=_COUNT, block=int(BLOCK_S * 1000))
+                answer = self._client.xread(positions, count=count, block=int(BLOCK_S * 1000))
             except redis.RedisError as error:
                 if not failing:
                     logger.warning("stream relay lost Redis: %s", type(error).__name__)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import redis
@@ -17,11 +18,11 @@ from sqlalchemy.engine import Row
 from gateway_app.streaming.relay import RawEntry, Relay
 from tasks import lifecycle
 from tasks.crypto import KeyWrapper, unseal
-from tasks.db import Database
+from tasks.db import Database, now
 from tasks.errors import InvalidCursor, NotFound
-from tasks.job import Result
+from tasks.job import Result, TaskRequest
 from tasks.schema import TERMINAL_STATES
-from tasks.stream import FIELD, Cursor, Frame, ended, replay, stream_key
+from tasks.stream import FIELD, START, Cursor, Frame, ended, replay, stream_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,18 @@ class Watcher:
     def find(self, request_id: str, organization: str) -> Row[Any]:
         """Return the request's row. Raises NotFound for an unknown id and for another organization's alike."""
         row = self.database.read(lambda connection: lifecycle.find(connection, request_id, organization))
+        if row is not None and row.state == "queued" and row.deadline is not None and row.deadline <= now():
+            # No worker took it in time, and none may come to notice.
+            self.database.write(lambda connection: lifecycle.expire(connection, request_id))
+            row = self.database.read(lambda connection: lifecycle.find(connection, request_id, organization))
         if row is None:
             raise NotFound("there is no such task")
         return row
+
+    def request(self, row: Row[Any]) -> TaskRequest:
+        """Return what was asked for."""
+        data_key = self.keys.unwrap(row.data_key, row.request_id)
+        return TaskRequest.model_validate_json(unseal(data_key, row.payload, f"payload:{row.request_id}"))
 
     def result(self, row: Row[Any]) -> Result | None:
         """Return the answer stored for a request, if it has one."""
@@ -49,8 +59,10 @@ class Watcher:
         data_key = self.keys.unwrap(row.data_key, row.request_id)
         return Result.model_validate_json(unseal(data_key, row.result, f"result:{row.request_id}"))
 
-    def frames(self, row: Row[Any], cursor: Cursor) -> Iterable[Frame | None]:
-        """Return the frames after `cursor` up to the terminal one; None marks a silence of `heartbeat_s` seconds.
+    def frames(self, row: Row[Any], cursor: Cursor, silence_s: float | None = None) -> Iterable[Frame | None]:
+        """Return the frames after `cursor` up to the terminal one.
+
+        None marks a silence of `silence_s` seconds, `heartbeat_s` unless given.
 
         Of a finished request it is a list, empty if `cursor` is at the end.
 
@@ -63,23 +75,37 @@ class Watcher:
             if cursor > stored[-1].cursor:
                 raise InvalidCursor
             return [frame for frame in stored if frame.cursor > cursor]
-        return self._live(row, cursor)
+        return self._live(row, cursor, silence_s or self.heartbeat_s)
 
-    def _live(self, row: Row[Any], cursor: Cursor) -> Iterator[Frame | None]:
+    def _live(self, row: Row[Any], cursor: Cursor, silence_s: float) -> Iterator[Frame | None]:
         data_key = self.keys.unwrap(row.data_key, row.request_id)
         subscription = self.relay.subscribe(row.request_id, cursor)
+        quiet_s = 0.0
         try:
             while True:
-                entry = subscription.next(self.heartbeat_s)
+                entry = subscription.next(silence_s)
                 if entry is not None:
-                    cursor = entry[0]
+                    quiet_s = 0.0
                     frame = Frame.unseal(data_key, row.request_id, *entry)
-                    yield frame
-                    if frame.terminal:
-                        return
-                    continue
+                    if frame.cursor.follows(cursor):
+                        cursor = frame.cursor
+                        yield frame
+                        if frame.terminal:
+                            return
+                        continue
+                    # Redis lost what lies between. It is all in SQL once the request has ended; until then, silence.
+                    if not frame.terminal:
+                        yield None
+                        continue
+                    row = self.find(row.request_id, row.organization)
+                    yield from (frame for frame in self._stored(row) if frame.cursor > cursor)
+                    return
                 yield None
-                # Silence: perhaps the request ended without a word, its worker lost after the commit.
+                quiet_s += silence_s
+                if quiet_s < self.heartbeat_s:
+                    continue
+                quiet_s = 0.0
+                # A long silence: perhaps the request ended without a word, its worker lost after the commit.
                 row = self.find(row.request_id, row.organization)
                 if row.state in TERMINAL_STATES:
                     yield from (frame for frame in self._stored(row) if frame.cursor > cursor)
@@ -90,11 +116,13 @@ class Watcher:
     def _stored(self, row: Row[Any]) -> list[Frame]:
         """Return all frames of a finished request."""
         frames = self._in_redis(row)
-        if frames and frames[-1].terminal:
+        cursors = [START, *(frame.cursor for frame in frames)]
+        whole = all(cursor.follows(before) for before, cursor in pairwise(cursors))
+        if frames and frames[-1].terminal and whole:
             return frames
         result = self.result(row)
         if result is not None:
-            return list(replay(row.attempt, result))
+            return list(replay(row.attempt, result, row.state, row.error_code))
         return [ended(row.attempt, row.state, row.error_code)]
 
     def _in_redis(self, row: Row[Any]) -> list[Frame]:

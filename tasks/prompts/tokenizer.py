@@ -6,6 +6,7 @@ plain one knows none: whatever it encodes is text, even if it spells `<|im_end|>
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -19,10 +20,22 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from tasks.errors import ConfigurationError
+from tasks.errors import ConfigurationError, InvalidRequest
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "chat_template.jinja")
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+_A_TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
+
+
+class TemplateRefused(InvalidRequest):
+    """The model's chat template refuses these messages."""
+
+    code = "template_refused"
+    hint = "Each model's template has rules for the order of roles; most want the system message first."
+
+
+class _Refusal(jinja2.TemplateError):
+    """A template's author called raise_exception."""
 
 
 class ModelTokenizer:
@@ -68,17 +81,25 @@ class ModelTokenizer:
         """Return the date that templates which ask for one are given: that of the start, so that prefixes hold."""
         return self._today.date().isoformat()
 
-    def render(self, messages: Sequence[Message]) -> str:
+    @functools.cached_property
+    def supports_tools(self) -> bool:
+        """Tell whether the template shows tools to the model: it then renders differently with one."""
+        messages = [{"role": "user", "content": "x"}]
+        return self.render(messages) != self.render(messages, [_A_TOOL])
+
+    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
         """Return the prompt text for `messages`, up to where the assistant speaks.
 
-        Raises ConfigurationError if the template refuses the messages, as some do with a system message.
+        Raises TemplateRefused if the template refuses the messages, as some do with roles that do not alternate.
         """
         try:
             return self._template.render(
-                messages=messages, add_generation_prompt=True, tools=None, documents=None, **self._variables
+                messages=messages, add_generation_prompt=True, tools=tools, documents=None, **self._variables
             )
-        except jinja2.TemplateError as error:
-            raise ConfigurationError(f"the model's chat template refuses the messages: {error.message}") from None
+        except _Refusal as error:
+            raise TemplateRefused(f"the model's chat template refuses the messages: {error.message}") from None
+        except Exception as error:  # whatever a template's author did not think of; its text may quote the messages
+            raise TemplateRefused(f"the model's chat template fails on the messages: {type(error).__name__}") from None
 
     def encode_trusted(self, text: str) -> list[int]:
         """Return the ids of text that the template wrote, control tokens and all."""
@@ -104,6 +125,11 @@ class ModelTokenizer:
         if position < len(rendered):
             parts.append(rendered[position:])
         return parts
+
+    @property
+    def control_tokens(self) -> re.Pattern[str]:
+        """Return a pattern that finds what the trusted encoder takes for control tokens."""
+        return self._special
 
     def has_control_tokens(self, text: str) -> bool:
         """Tell whether the trusted encoder would see a control token in `text`."""
@@ -175,4 +201,4 @@ def _compile(source: str, strftime_now: Any, directory: Path) -> jinja2.Template
 
 
 def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+    raise _Refusal(message)

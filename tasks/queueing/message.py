@@ -18,12 +18,19 @@ from pydantic import ValidationError
 
 from tasks.crypto import DecryptionFailed, KeyWrapper, Signer, seal, unseal
 from tasks.errors import MessageRejected
-from tasks.job import Job, Prompt, Sampling
+from tasks.job import Frozen, Job, Prompt, Sampling, ToolUse
 from tasks.prompts.packing import pack, unpack
 from tasks.queueing.keys import FAMILY, TASK_NAME
 
 VERSION = 1
-_SIGNED = ("v", "id", "epoch", "organization", "hash", "tokens", "published_at", "key", "sealed")
+_SIGNED = ("v", "id", "epoch", "organization", "hash", "tokens", "published_at", "priority", "key", "sealed")
+
+
+class _Wishes(Frozen):
+    """The part of a job that says how to answer."""
+
+    sampling: Sampling
+    tools: ToolUse | None = None
 
 
 class MessageCodec:
@@ -35,8 +42,8 @@ class MessageCodec:
 
     def encode(self, job: Job, wrapped_key: bytes) -> str:
         """Return the message, as JSON, that asks a worker to run `job`."""
-        sampling = job.sampling.model_dump_json(exclude_defaults=True).encode()
-        secret = len(sampling).to_bytes(4, "big") + sampling + pack(job.prompt.dynamic_token_ids)
+        wishes = _Wishes(sampling=job.sampling, tools=job.tools).model_dump_json(exclude_defaults=True).encode()
+        secret = len(wishes).to_bytes(4, "big") + wishes + pack(job.prompt.dynamic_token_ids)
         envelope: dict[str, Any] = {
             "v": VERSION,
             "id": job.request_id,
@@ -45,6 +52,7 @@ class MessageCodec:
             "hash": job.prompt.static_profile_hash,
             "tokens": job.prompt.token_count,
             "published_at": job.published_at,
+            "priority": job.priority,
             "key": _text(wrapped_key),
             "sealed": _text(seal(job.data_key, secret, f"job:{job.request_id}")),
         }
@@ -62,15 +70,18 @@ class MessageCodec:
             data_key = self._keys.unwrap(_bytes(envelope["key"]), request_id)
             secret = unseal(data_key, _bytes(envelope["sealed"]), f"job:{request_id}")
             border = 4 + int.from_bytes(secret[:4], "big")
+            wishes = _Wishes.model_validate_json(secret[4:border])
             prompt = Prompt(envelope["hash"], tuple(unpack(secret[border:])), envelope["tokens"])
             return Job(
                 request_id=request_id,
                 epoch=envelope["epoch"],
                 organization=envelope["organization"],
                 prompt=prompt,
-                sampling=Sampling.model_validate_json(secret[4:border]),
+                sampling=wishes.sampling,
                 published_at=envelope["published_at"],
                 data_key=data_key,
+                tools=wishes.tools,
+                priority=envelope["priority"],
             )
         except (KeyError, TypeError, ValueError, ValidationError, binascii.Error, DecryptionFailed) as error:
             raise MessageRejected(f"the message cannot be read: {type(error).__name__}") from None

@@ -1,6 +1,6 @@
 -- Take the oldest message of the profile that has waited longest, under a lease, in one step: at no instant is it
 -- held by a socket alone.
--- KEYS: ready, wake, leased, leases, refused. ARGV: prefix of the lists.
+-- KEYS: ready, wake, leased, leases, refused, waiting. ARGV: prefix of the lists.
 -- Returns {delivery tag, message}, or false if none waits.
 local ELEMENT = '^(%d+%.%d+) (%S+) (.*)$'
 local time = redis.call('TIME')
@@ -22,6 +22,10 @@ while true do
   if element then
     local _, tag, message = string.match(element, ELEMENT)
     if message then
+      if redis.call('DECR', KEYS[6]) < 0 then
+        -- The counter was lost, or is younger than the message.
+        redis.call('SET', KEYS[6], 0)
+      end
       redis.call('HSET', KEYS[3], tag, #hash .. ':' .. hash .. element)
       redis.call('ZADD', KEYS[4], now, tag)
       if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('LLEN', KEYS[2]) == 0 then

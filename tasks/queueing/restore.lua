@@ -1,5 +1,5 @@
 -- Give the messages whose lease has ended back to their lists: their worker is gone.
--- KEYS: ready, wake, leased, leases. ARGV: prefix of the lists, length of a lease in seconds, how many at the most.
+-- KEYS: ready, wake, leased, leases, waiting. ARGV: prefix of the lists, length of a lease in seconds, how many at the most.
 -- Returns how many were given back.
 local time = redis.call('TIME')
 local oldest = time[1] + time[2] / 1000000 - ARGV[2]
@@ -22,5 +22,8 @@ for _, entry in ipairs(back) do
 end
 if #back > 0 and redis.call('LLEN', KEYS[2]) == 0 then
   redis.call('LPUSH', KEYS[2], 1)
+end
+if #back > 0 then
+  redis.call('INCRBY', KEYS[5], #back)
 end
 return #back

@@ -86,7 +86,7 @@ class Channel(kombu_redis.Channel):
 
     def restore_ended(self) -> int:
         """Put the messages back on their lists whose lease has ended; return how many there were."""
-        keys = [self._keys.ready, self._keys.wake, self._keys.leased, self._keys.leases]
+        keys = [self._keys.ready, self._keys.wake, self._keys.leased, self._keys.leases, self._keys.waiting]
         return int(self._run(self._restore_script, keys, [self._keys.lists, self.lease_s, RESTORED_AT_ONCE]))
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
@@ -101,13 +101,14 @@ class Channel(kombu_redis.Channel):
             return
         properties = message["properties"]
         profile = properties["delivery_info"]["routing_key"].removeprefix(ROUTING_PREFIX)
-        keys = [self._keys.lists + profile, self._keys.ready, self._keys.wake]
-        self._run(self._put_script, keys, [profile, properties["delivery_tag"], dumps(message)])
+        keys = [self._keys.lists + profile, self._keys.ready, self._keys.wake, self._keys.waiting]
+        self._run(self._put_script, keys, [profile, properties["delivery_tag"], dumps(message), 0, 0])
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:
         if queue != FAMILY:
             return super()._get(queue)
-        keys = [self._keys.ready, self._keys.wake, self._keys.leased, self._keys.leases, self._keys.refused]
+        names = ("ready", "wake", "leased", "leases", "refused", "waiting")
+        keys = [getattr(self._keys, name) for name in names]
         taken = self._run(self._reserve_script, keys, [self._keys.lists])
         if taken is None:
             raise virtual.base.Empty

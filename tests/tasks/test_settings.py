@@ -97,7 +97,7 @@ def test_sources_are_merged_key_by_key(write_file: WriteFile, monkeypatch: pytes
     monkeypatch.setenv("REDIS_URL", "redis://short/0")
     gateway = load().gateway
     assert (gateway.host, gateway.port, gateway.request_queue_url) == ("file", 9002, "redis://short/0")
-    assert gateway.threads == 256
+    assert gateway.threads == 1200
 
 
 def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
     for group, keys in defaults.model_dump().items():
         for key, value in keys.items():
             if value is not None:
-                text = json.dumps(value) if isinstance(value, bool | dict) else str(value)
+                text = json.dumps(value) if isinstance(value, bool | dict | tuple) else str(value)
                 monkeypatch.setenv(f"METAQORE_{group}__{key}".upper(), text)
     assert load() == defaults
 

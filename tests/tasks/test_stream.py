@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
@@ -19,10 +21,11 @@ from redis.backoff import NoBackoff
 from tasks.crypto import KEY_BYTES, DecryptionFailed
 from tasks.errors import InvalidCursor
 from tasks.ids import new_request_id
-from tasks.job import Result, Timings, Usage
+from tasks.job import Choice, FinishReason, Piece, Result, Timings, TokenLogprob, ToolCall, ToolCallDelta, Usage
 from tasks.settings import StreamingGroup
-from tasks.stream import FIELD, START, Cursor, Frame, completed, ended, opening, replay, stream_key
+from tasks.stream import FIELD, START, Cursor, Frame, completed, delta, ended, opening, replay, stream_key
 from tests.services import RedisServer
+from worker_gpu.engines.base import Delta
 from worker_gpu.streams import RequestStream, StreamWriter
 
 PREFIX = "test:"
@@ -31,15 +34,47 @@ KEY = os.urandom(KEY_BYTES)
 PATIENCE_S = 10.0
 
 cursors = st.builds(Cursor, st.integers(0, 10**10 - 1), st.integers(0, 10**15 - 1))
-pieces_of_text = st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=12)
+texts = st.text(st.characters(codec="utf-8"), max_size=12)
+log_probabilities = st.floats(-1e3, 0)
+tool_call_deltas = st.builds(
+    ToolCallDelta, index=st.integers(0, 2), id=st.none() | texts, name=st.none() | texts, arguments=texts
+)
+token_logprobs = st.builds(
+    TokenLogprob,
+    token=texts,
+    logprob=log_probabilities,
+    top=st.lists(st.tuples(texts, log_probabilities), max_size=2).map(tuple),
+)
+pieces = st.builds(
+    Piece,
+    text=texts,
+    choice=st.integers(0, 2),
+    tool_calls=st.just(()) | st.lists(tool_call_deltas, max_size=2).map(tuple),
+    logprobs=st.just(()) | st.lists(token_logprobs, max_size=2).map(tuple),
+)
+states = st.sampled_from(["completed", "cancelled", "expired"])
+STOPPED: tuple[FinishReason, ...] = ("stop",)
 
 
-def result_of(stream: RequestStream, text: str) -> Result:
-    """Return the result that a runner stores of a stream."""
+def said(piece: Piece) -> Delta:
+    """Return the engine's delta that says this."""
+    return Delta(
+        text=piece.text,
+        output_tokens=1,
+        cached_tokens=0,
+        prefill_s=None,
+        finish_reason=None,
+        choice=piece.choice,
+        tool_calls=piece.tool_calls,
+        logprobs=piece.logprobs,
+    )
+
+
+def result_of(stream: RequestStream, choices: int = 1) -> Result:
+    """Return the result that a runner stores of a stream; without a choice it is that of one that was stopped."""
     return Result(
-        text=text,
-        cuts=tuple(stream.cuts),
-        finish_reason="stop",
+        pieces=tuple(stream.pieces),
+        finish_reasons=STOPPED * choices,
         model="tiny",
         usage=Usage(prompt_tokens=700, cached_tokens=640, output_tokens=5),
         timings=Timings(queued_ms=1.5, prefill_ms=None, first_token_ms=30.5, total_ms=99.75),
@@ -170,42 +205,150 @@ def test_the_first_frame_of_an_attempt() -> None:
 # --- What is written is what is replayed ----------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(pieces_of_text, st.integers(1, 5), st.integers(0, 2**32)), min_size=1, max_size=4))
-def test_replay_equals_what_was_written(redis_url: str, requests: list[tuple[list[str], int, int]]) -> None:
-    """Several streams at once, each text in random pieces with random pauses: the same frames with the same ids, from
-    Redis as from the stored result, and from every cursor.
-    """
-    written: dict[str, tuple[int, Result]] = {}
+@dataclass
+class Written:
+    """One attempt's answer: the pieces that an engine gave, how the attempt ended, and what was stored of it."""
 
-    async def write(writer: StreamWriter, pieces: list[str], attempt: int, seed: int) -> None:
-        pauses = random.Random(seed)
-        request_id = new_request_id()
-        stream = writer.open(request_id, KEY, attempt)
-        for piece in pieces:
-            stream.write(piece)
+    given: list[Piece]
+    attempt: int
+    state: str
+    result: Result | None = None
+
+    async def write(self, writer: StreamWriter, request_id: str, pauses: random.Random) -> None:
+        """Stream it with random pauses, then end it as a runner does."""
+        stream = writer.open(request_id, KEY, self.attempt)
+        for piece in self.given:
+            stream.write(said(piece))
             if pauses.random() < 0.5:
                 await asyncio.sleep(pauses.choice([0, 0, 0.001]))
         stream.cut()
-        # As a runner stores it, through JSON.
-        result = Result.model_validate_json(result_of(stream, "".join(pieces)).model_dump_json())
-        await stream.end(completed(stream.next_cursor, result))
-        written[request_id] = (attempt, result)
+        stored = result_of(stream, 3 if self.state == "completed" else 0).model_dump_json(exclude_defaults=True)
+        self.result = Result.model_validate_json(stored)
+        if self.state == "completed":
+            await stream.end(completed(stream.next_cursor, self.result))
+        else:
+            await stream.end(ended(self.attempt, self.state, self.state))
+
+    def replay(self) -> list[Frame]:
+        """Return the frames as they are made from the stored result."""
+        assert self.result is not None
+        code = None if self.state == "completed" else self.state
+        return list(replay(self.attempt, self.result, self.state, code))
+
+    def choice(self, index: int) -> Choice:
+        """Return what one choice must be, put together from what was given."""
+        own = [piece for piece in self.given if piece.choice == index]
+        deltas = [delta for piece in own for delta in piece.tool_calls]
+        calls = [[delta for delta in deltas if delta.index == call] for call in sorted({d.index for d in deltas})]
+        return Choice(
+            text="".join(piece.text for piece in own),
+            finish_reason="stop" if self.state == "completed" else None,
+            tool_calls=tuple(
+                ToolCall(
+                    id=next((part.id for part in parts if part.id), ""),
+                    name="".join(part.name or "" for part in parts),
+                    arguments="".join(part.arguments for part in parts),
+                )
+                for parts in calls
+            ),
+            logprobs=tuple(logprob for piece in own for logprob in piece.logprobs),
+        )
+
+
+def as_sent(frames: list[Frame]) -> list[str]:
+    """Return frames as a client sees them, byte for byte: the order of fields counts, too."""
+    return [f"{frame.cursor} {frame.event} {json.dumps(frame.data)}" for frame in frames]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.builds(Written, st.lists(pieces, max_size=12), st.integers(1, 5), states), min_size=1, max_size=4),
+    st.integers(0, 2**32),
+)
+def test_replay_equals_what_was_written(redis_url: str, answers: list[Written], seed: int) -> None:
+    """Several streams at once, each of random pieces with random pauses, answered, cancelled or expired: the same frames
+    with the same ids, from Redis as from the stored result, and from every cursor.
+    """
+    pauses = random.Random(seed)
+    ids = [new_request_id() for _ in answers]
 
     async def work(writer: StreamWriter) -> None:
-        await asyncio.gather(*(write(writer, *request) for request in requests))
+        await asyncio.gather(*(answer.write(writer, name, pauses) for name, answer in zip(ids, answers, strict=True)))
 
     with_writer(redis_url, work)
-    assert len(written) == len(requests)
     with redis.Redis.from_url(redis_url) as client:
-        for request_id, (attempt, result) in written.items():
+        for request_id, answer in zip(ids, answers, strict=True):
             live = frames_in(client, request_id)
-            assert list(replay(attempt, result)) == live
-            assert "".join(frame.data["text"] for frame in live if frame.event == "delta") == result.text
+            again = answer.replay()
+            assert as_sent(again) == as_sent(live)
             assert [frame.terminal for frame in live] == [False] * (len(live) - 1) + [True]
             for cursor in [START, *(frame.cursor for frame in live)]:
-                tail = [frame for frame in replay(attempt, result) if frame.cursor > cursor]
-                assert frames_in(client, request_id, cursor) == tail
+                tail = [frame for frame in again if frame.cursor > cursor]
+                assert as_sent(frames_in(client, request_id, cursor)) == as_sent(tail)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.builds(Written, st.lists(pieces, max_size=12), st.just(1), states), st.integers(0, 2**32))
+def test_the_choices_are_what_was_given(redis_url: str, answer: Written, seed: int) -> None:
+    """However pieces of several choices, tool calls and log probabilities were mixed and joined, each choice gets its
+    own, in order; and so does a client that adds the frames up.
+    """
+    request_id = new_request_id()
+    with_writer(redis_url, lambda writer: answer.write(writer, request_id, random.Random(seed)))
+    assert answer.result is not None
+    expected = [answer.choice(index) for index in range(len(answer.result.choices))]
+    assert list(answer.result.choices) == expected
+    assert {piece.choice for piece in answer.given if piece != Piece(choice=piece.choice)} <= set(range(len(expected)))
+    assert answer.result.text == expected[0].text
+    assert answer.result.finish_reason == expected[0].finish_reason
+    with redis.Redis.from_url(redis_url) as client:
+        deltas = [frame.data for frame in frames_in(client, request_id) if frame.event == "delta"]
+    for index, choice in enumerate(expected):
+        own = [data for data in deltas if data.get("choice", 0) == index]
+        assert "".join(data["text"] for data in own) == choice.text
+        assert len([logprob for data in own for logprob in data.get("logprobs", ())]) == len(choice.logprobs)
+
+
+def test_a_frame_says_no_more_than_it_must() -> None:
+    """Text of the only choice is a frame of text alone; what else there is comes beside it."""
+    assert delta(Cursor(1, 1), Piece(text="a")).data == {"text": "a"}
+    call = ToolCallDelta(index=0, id="call_1", name="reboot", arguments="{")
+    top = (("a", -0.5), ("b", -1.5))
+    logprob = TokenLogprob(token=top[0][0], logprob=-0.5, top=top)
+    assert delta(Cursor(1, 1), Piece(choice=1, tool_calls=(call,), logprobs=(logprob,))).data == {
+        "text": "",
+        "choice": 1,
+        "tool_calls": [{"index": 0, "id": "call_1", "name": "reboot", "arguments": "{"}],
+        "logprobs": [{"token": "a", "logprob": -0.5, "top": [["a", -0.5], ["b", -1.5]]}],
+    }
+
+
+def test_a_piece_that_says_nothing_is_no_frame(redis_url: str) -> None:
+    """A token whose character is incomplete: clients hear of it when there is something to show."""
+    request_id = new_request_id()
+
+    async def work(writer: StreamWriter) -> None:
+        stream = writer.open(request_id, KEY, 1)
+        for piece in (Piece(), Piece(choice=2), Piece(text="a"), Piece()):
+            stream.write(said(piece))
+            await asyncio.sleep(0.002)
+        stream.cut()
+        await stream.end(completed(stream.next_cursor, result_of(stream)))
+
+    with_writer(redis_url, work)
+    with redis.Redis.from_url(redis_url) as client:
+        assert [str(frame.cursor) for frame in frames_in(client, request_id)] == ["1-0", "1-1", "1-2"]
+
+
+def test_how_each_choice_ended() -> None:
+    """The terminal frame has one reason for those who ask for one answer, and all of them where there are several."""
+    usage, timings = Usage(prompt_tokens=1, cached_tokens=0, output_tokens=2), Timings(queued_ms=1, total_ms=2)
+    several = Result(pieces=(), finish_reasons=("length", "stop"), model="tiny", usage=usage, timings=timings)
+    data = completed(Cursor(1, 1), several).data
+    assert (data["finish_reason"], data["finish_reasons"]) == ("length", ["length", "stop"])
+    alone = several.model_copy(update={"finish_reasons": ("tool_calls",)})
+    data = completed(Cursor(1, 1), alone).data
+    assert (data["finish_reason"], "finish_reasons" in data) == ("tool_calls", False)
 
 
 def test_text_that_comes_close_together_is_one_frame(redis_url: str) -> None:
@@ -215,10 +358,10 @@ def test_text_that_comes_close_together_is_one_frame(redis_url: str) -> None:
     async def work(writer: StreamWriter) -> None:
         stream = writer.open(request_id, KEY, 1)
         for number in range(100):
-            stream.write(f"{number} ")
+            stream.write(said(Piece(text=f"{number} ")))
             await asyncio.sleep(0)
         stream.cut()
-        await stream.end(completed(stream.next_cursor, result_of(stream, "")))
+        await stream.end(completed(stream.next_cursor, result_of(stream)))
 
     with_writer(redis_url, work, join_ms=50)
     with redis.Redis.from_url(redis_url) as client:
@@ -239,7 +382,7 @@ def test_streams_are_forgotten(redis_url: str) -> None:
                 await asyncio.sleep(0.005)
             expiries.append(cast("int", client.ttl(key)))
             client.expire(key, 5)
-            stream.write("text")
+            stream.write(said(Piece(text="text")))
             await stream.end(ended(1, "failed", "engine_failed"))
             expiries.append(cast("int", client.ttl(key)))
 
@@ -257,19 +400,20 @@ def test_a_zombie_cannot_write_into_the_attempt_that_replaced_it(redis_url: str)
 
     async def work(writer: StreamWriter) -> None:
         zombie = writer.open(request_id, KEY, 1)
-        zombie.write("seen before ")
+        zombie.write(said(Piece(text="seen before ")))
         while len(frames_in(client, request_id)) < 2:
             await asyncio.sleep(0.005)
         # The other worker has a writer of its own; here one does for both.
         second = writer.open(request_id, KEY, 2)
         while frames_in(client, request_id)[-1].event != "reset":
             await asyncio.sleep(0.005)
-        zombie.write("must not be seen")
+        zombie.write(said(Piece(text="must not be seen")))
         await zombie.end(ended(1, "failed", "engine_failed"))
-        second.write("the answer")
-        zombie.write("nor this")
+        second.write(said(Piece(text="the answer")))
+        zombie.write(said(Piece(text="nor this")))
         second.cut()
-        result = result_of(second, "the answer")
+        result = result_of(second)
+        assert result.text == "the answer"
         await second.end(completed(second.next_cursor, result))
         await zombie.end(ended(1, "failed", "engine_failed"))
 
@@ -306,12 +450,13 @@ def test_redis_is_killed_while_streams_are_written(own_redis: RedisServer) -> No
     async def write(writer: StreamWriter) -> None:
         request_id = new_request_id()
         stream = writer.open(request_id, KEY, 1)
-        pieces = [f"{number} " for number in range(120)]
-        for piece in pieces:
-            stream.write(piece)
+        words = [f"{number} " for number in range(120)]
+        for number, word in enumerate(words):
+            stream.write(said(Piece(text=word, choice=number % 2)))
             await asyncio.sleep(pauses.random() * 0.015)
         stream.cut()
-        result = result_of(stream, "".join(pieces))
+        result = result_of(stream, 2)
+        assert [choice.text for choice in result.choices] == ["".join(words[::2]), "".join(words[1::2])]
         await stream.end(completed(stream.next_cursor, result))
         written[request_id] = result
 
@@ -340,13 +485,13 @@ def test_frames_are_kept_while_redis_is_away(own_redis: RedisServer, caplog: pyt
 
     async def work(writer: StreamWriter) -> None:
         stream = writer.open(request_id, KEY, 1)
-        stream.write("before ")
-        while stream.unsent or not stream.cuts:
+        stream.write(said(Piece(text="before ")))
+        while stream.unsent or not stream.pieces:
             await asyncio.sleep(0.005)
         own_redis.kill()
-        stream.write("meanwhile")
+        stream.write(said(Piece(text="meanwhile")))
         stream.cut()
-        results.append(result_of(stream, "before meanwhile"))
+        results.append(result_of(stream))
         ending = asyncio.create_task(stream.end(completed(stream.next_cursor, results[0])))
         while caplog.text.count("frames are kept") < 2:
             await asyncio.sleep(0.005)
@@ -355,6 +500,7 @@ def test_frames_are_kept_while_redis_is_away(own_redis: RedisServer, caplog: pyt
         await ending
 
     with_writer(own_redis.url, work, retry=Retry(NoBackoff(), 0))
+    assert results[0].text == "before meanwhile"
     with redis.Redis.from_url(own_redis.url) as client:
         assert frames_in(client, request_id) == list(replay(1, results[0]))
 
@@ -379,17 +525,39 @@ def test_a_request_that_failed_before_its_first_attempt(redis_url: str) -> None:
         assert frames_in(client, other_id)[-1].terminal
 
 
-def test_text_that_cannot_be_encoded(redis_url: str) -> None:
-    """One request's broken text harms no other request."""
-    other_id = new_request_id()
+HALF = "half a smile: \ud83d"
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        Piece(text=HALF),
+        Piece(tool_calls=(ToolCallDelta(index=0, id=HALF, name=HALF, arguments=HALF),)),
+        Piece(logprobs=(TokenLogprob(token=HALF, logprob=-1.0, top=((HALF, -1.0),)),)),
+    ],
+    ids=["text", "tool call", "log probability"],
+)
+def test_text_that_cannot_be_encoded(redis_url: str, piece: Piece) -> None:
+    """One request's broken text, wherever a model or a parser of its calls put it, harms no other request, nor itself:
+    what cannot be said becomes a question mark, in Redis as in what is stored.
+    """
+    broken_id, other_id = new_request_id(), new_request_id()
+    stored: list[Result] = []
 
     async def work(writer: StreamWriter) -> None:
-        broken = writer.open(new_request_id(), KEY, 1)
-        broken.write("half a smile: \ud83d")
+        broken = writer.open(broken_id, KEY, 1)
+        broken.write(said(piece))
         other = writer.open(other_id, KEY, 1)
         async with asyncio.timeout(2):
             await other.end(ended(1, "failed", "engine_failed"))
+            broken.cut()
+            stored.append(Result.model_validate_json(result_of(broken).model_dump_json()))
+            await broken.end(completed(broken.next_cursor, stored[0]))
 
     with_writer(redis_url, work)
     with redis.Redis.from_url(redis_url) as client:
         assert frames_in(client, other_id)[-1].terminal
+        frames = frames_in(client, broken_id)
+    assert as_sent(frames) == as_sent(list(replay(1, stored[0])))
+    assert "half a smile: ?" in str(frames[1].data)
+    assert "\\ud83d" not in json.dumps(frames[1].data)

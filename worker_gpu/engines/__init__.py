@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from pydantic import ValidationError
+
 from tasks.errors import ConfigurationError
 from tasks.settings import Settings
 from worker_gpu.engines.base import Engine
-
-SIMULATED_MODEL_LEN = 8192
 
 
 def create_engine(settings: Settings) -> Engine:
@@ -31,16 +31,22 @@ def create_engine(settings: Settings) -> Engine:
 
 def _simulated(settings: Settings) -> Engine:
     from worker_gpu.engines.simulated import SimulatedEngine
+    from worker_gpu.engines.simulated_options import SimulationOptions
 
     engine, caching = settings.engine, settings.caching
     arguments = {
         "max_num_seqs": engine.max_num_seqs,
-        "max_model_len": engine.max_model_len or SIMULATED_MODEL_LEN,
         "max_batch_tokens": settings.scheduling.max_batch_tokens,
-        **({} if caching.kv_cache_enabled and caching.static_prefix_caching else {"cache_blocks": 0}),
+        "prefix_caching": caching.kv_cache_enabled and caching.static_prefix_caching,
+        **({} if engine.max_model_len is None else {"max_model_len": engine.max_model_len}),
         **engine.options,
     }
     try:
-        return SimulatedEngine(engine.model_name, **arguments)
-    except TypeError as error:
-        raise ConfigurationError(f"engine.options does not fit the simulated engine: {error}") from None
+        return SimulatedEngine(engine.model_name, SimulationOptions(**arguments))
+    except ValidationError as error:
+        # Values stay out of the message, as everywhere in the configuration.
+        problems = "; ".join(
+            ": ".join((".".join(map(str, item["loc"])) or "together", item["msg"]))
+            for item in error.errors(include_input=False, include_url=False)
+        )
+        raise ConfigurationError(f"engine.options does not fit the simulated engine: {problems}") from None

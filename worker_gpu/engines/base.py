@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
-from tasks.job import FinishReason, Sampling
+from tasks.job import FinishReason, Sampling, TokenLogprob, ToolCallDelta, ToolUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +27,24 @@ class GenerationRequest:
     """One prompt to run.
 
     `prompt_token_ids` is the whole prompt. `cache_salt` keeps organizations' prefix caches apart; it is derived by
-    the gateway and never the client's. `request_id` must be unique among running requests.
+    the gateway and never the client's. `request_id` must be unique among running requests. With `tools`, what the
+    model says is parsed for calls of them.
     """
 
     request_id: str
     prompt_token_ids: list[int]
     sampling: Sampling
     cache_salt: str
+    tools: ToolUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Text that was added since the last one; `text` may be empty while a character's bytes are incomplete.
+    """What was added to one choice since its last delta; `text` may be empty while a character's bytes are incomplete.
 
-    `output_tokens` counts all tokens so far. `cached_tokens` (prompt tokens found in the KV cache) and `prefill_s`
-    (seconds from scheduling to first token, None where the engine cannot tell) are known from the first delta on.
-    `finish_reason` is set on the last one only.
+    `output_tokens` counts all tokens of all choices so far. `cached_tokens` (prompt tokens found in the KV cache) and
+    `prefill_s` (seconds from scheduling to first token, None where the engine cannot tell) are known from the first
+    delta on. `finish_reason` is set on the last delta of each choice only.
     """
 
     text: str
@@ -50,6 +52,9 @@ class Delta:
     cached_tokens: int
     prefill_s: float | None
     finish_reason: FinishReason | None
+    choice: int = 0
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Engine(Protocol):
@@ -65,10 +70,10 @@ class Engine(Protocol):
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        """Run one request. Closing the iterator early aborts it and frees its slot.
+        """Run one request; the deltas of its `sampling.n` choices come mixed. Closing it early aborts it.
 
-        Raises PromptTooLong if there is no room for an answer, EngineFailed if this request failed, EngineDead if the
-        engine did.
+        Raises PromptTooLong if there is no room for an answer, Unsupported if the engine cannot do what is asked (a
+        schema it cannot follow), EngineFailed if this request failed, EngineDead if the engine did.
         """
         ...
 

@@ -73,11 +73,57 @@ def test_bad_body(client: FlaskClient, name: str) -> None:
     assert count(requests) == 0
 
 
+BAD_FIELDS = {
+    "no choices": (task(sampling={"n": 0}), 422, "invalid_request"),
+    "seventeen choices": (task(sampling={"n": 17}), 422, "invalid_request"),
+    "too many alternatives": (task(sampling={"logprobs": 21}), 422, "invalid_request"),
+    "unknown form of an answer": (task(sampling={"response_format": {"type": "xml"}}), 422, "invalid_request"),
+    "unknown priority": (task(priority="urgent"), 422, "invalid_request"),
+    "a number for a priority": (task(priority=1), 422, "invalid_request"),
+    "metadata that is no object": (task(metadata=[["a", "b"]]), 422, "invalid_request"),
+    "metadata that is no text": (task(metadata={"a": 1}), 422, "invalid_request"),
+    "metadata without a name": (task(metadata={"": "a"}), 422, "invalid_request"),
+    "metadata with a long name": (task(metadata={"x" * 65: "a"}), 422, "invalid_request"),
+    "long metadata": (task(metadata={"a": "x" * 513}), 422, "invalid_request"),
+    "much metadata": (task(metadata={str(number): "" for number in range(17)}), 422, "invalid_request"),
+    "deadline without a zone": (task(deadline="2100-01-01T00:00:00"), 422, "invalid_request"),
+    "deadline that is no time": (task(deadline="tomorrow"), 422, "invalid_request"),
+    "deadline as a number": (task(deadline=4_102_444_800), 422, "invalid_request"),
+    "deadline as a number in text": (task(deadline="4102444800"), 422, "invalid_request"),
+    "deadline that is no day": (task(deadline="2100-02-30T00:00:00Z"), 422, "invalid_request"),
+    "deadline after all years": (task(deadline="9999-12-31T23:59:59-01:00"), 422, "invalid_request"),
+    "deadline before all years": (task(deadline="0001-01-01T00:00:00+01:00"), 422, "invalid_request"),
+    "deadline that has passed": (task(deadline="2026-01-01T00:00:00Z"), 422, "deadline_passed"),
+    "messages, as chat has them": (task(messages=[{"role": "user", "content": "x"}]), 422, "invalid_request"),
+}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_bad_fields(client: FlaskClient) -> None:
+    """The same for what a task may say of itself, one after the other."""
+    for name, (body, status, code) in BAD_FIELDS.items():
+        answer = post(client, body)
+        assert (answer.status_code, answer.json["code"]) == (status, code), f"{name}: {answer.text}"
+        assert answer.json["hint"], name
+        assert recorded(answer.json["request_id"]) == {"received": None, "failed": code}, name
+    assert count(requests) == 0
+
+
 def test_huge_body(client: FlaskClient) -> None:
     """50 MB are refused without being read into memory."""
     answer = post(client, b" " * 50_000_000)
     assert (answer.status_code, answer.json["code"]) == (413, "body_too_large")
     assert recorded(answer.json["request_id"]) == {"received": None, "failed": "body_too_large"}
+
+
+def test_the_farthest_deadline(client: FlaskClient) -> None:
+    """What can be written down can be stored, and comes back as the same instant."""
+    for deadline, shown in (
+        ("9999-12-31T23:59:59Z", "9999-12-31T23:59:59+00:00"),
+        ("2100-01-01T01:00:00+01:00", "2100-01-01T00:00:00+00:00"),
+    ):
+        accepted: dict[str, Any] = post(client, task(deadline=deadline)).get_json()
+        assert client.get(accepted["links"]["self"]).json["deadline"] == shown
 
 
 def test_other_content_type(client: FlaskClient) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 from gateway_app import build
 from tasks.db import Database
 from tasks.errors import QueueUnavailable
+from tasks.queueing.keys import QueueKeys
 from tasks.queueing.publisher import Publisher
 from tasks.schema import requests
 from tasks.settings import PREFIX, settings
@@ -79,6 +80,63 @@ def test_redis_lost_between_commit_and_publish(client: FlaskClient, monkeypatch:
     assert (task["status"], task["error"]["code"]) == ("failed", "queue_unavailable")
     events = client.get(task["links"]["events"])
     assert "event: failed" in events.text
+
+
+def test_what_waits_can_be_cancelled_without_redis(client: FlaskClient, own_redis: RedisServer) -> None:
+    """The database decides. And whoever asks again with the same key hears that the request was taken."""
+    key = {"Idempotency-Key": "once"}
+    accepted = [client.post("/v1/tasks", json=TASK, headers=headers).get_json() for headers in (key, {})]
+    own_redis.kill()
+    again = client.post("/v1/tasks", json=TASK, headers=key)
+    assert (again.status_code, again.json["id"]) == (202, accepted[0]["id"])
+    for task in accepted:
+        answer = client.delete(task["links"]["self"])
+        assert (answer.status_code, answer.json["status"]) == (200, "cancelled")
+        assert "event: cancelled" in client.get(task["links"]["events"]).text
+    assert states() == ["cancelled"] * 2
+    own_redis.start()
+    assert client.post("/v1/tasks", json=TASK).status_code == 202
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_full_queue(
+    client: FlaskClient, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Refused with 429 and recorded, whether it is seen before the request is stored or only in the last moment; what is
+    in the queue stays, and its client may cancel it, which makes no room: its message is taken off by a worker.
+    """
+    monkeypatch.setenv(f"{PREFIX}SCHEDULING__MAX_WAITING", "2")
+    settings.cache_clear()
+    app = build(settings())
+    full = app.test_client()
+    full.environ_base["HTTP_AUTHORIZATION"] = client.environ_base["HTTP_AUTHORIZATION"]
+    with app.extensions["closing"]:
+        accepted = [full.post("/v1/tasks", json=TASK) for _ in range(2)]
+        assert [answer.status_code for answer in accepted] == [202, 202]
+        if moment == "after":
+            monkeypatch.setattr(Publisher, "check", lambda _self: None)
+        answer = full.post("/v1/tasks", json=TASK, headers={"Idempotency-Key": "once"})
+        assert (answer.status_code, answer.json["code"], answer.json["retryable"]) == (429, "queue_full", True)
+        assert int(answer.headers["Retry-After"]) > 0
+        assert messages(own_redis.url) == 2
+        assert sorted(states()) == (["queued", "queued"] if moment == "before" else ["failed", "queued", "queued"])
+        with redis.Redis.from_url(own_redis.url) as queue:
+            queue.decr(QueueKeys(settings().gateway.key_prefix).waiting)
+        assert full.post("/v1/tasks", json=TASK, headers={"Idempotency-Key": "once"}).status_code == 202
+
+
+def test_cancelling_while_the_database_is_away(
+    client: FlaskClient, database_url: str, request: pytest.FixtureRequest
+) -> None:
+    """503, and nothing has changed; it works as soon as the database is back."""
+    postgres = request.getfixturevalue("postgres_server") if database_url.startswith("postgresql") else None
+    accepted = client.post("/v1/tasks", json=TASK).get_json()
+    path = accepted["links"]["self"]
+    with away(database_url, postgres):
+        answer = client.delete(path)
+        assert (answer.status_code, answer.json["code"]) == (503, "database_unavailable")
+    wait_until(lambda: client.delete(path).status_code == 200, 20, "the database to be used again")
+    assert states() == ["cancelled"]
 
 
 def test_database_away(

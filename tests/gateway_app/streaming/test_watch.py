@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any, cast
+from datetime import timedelta
+from typing import Any, Literal, cast
 
 import pytest
 import redis
@@ -12,21 +13,30 @@ from flask.testing import FlaskClient
 
 from tasks import lifecycle
 from tasks.crypto import KeyWrapper, seal
-from tasks.db import Database
-from tasks.job import Result, Timings, Usage
+from tasks.db import Database, now
+from tasks.job import Piece, Result, Timings, TokenLogprob, ToolCallDelta, Usage
 from tasks.lifecycle import Attempt
 from tasks.settings import PREFIX, settings
 from tasks.stream import FIELD, Cursor, Frame, ended, replay, stream_key
 
 TASK = {"agent": "incident-responder", "directive": "What now?"}
+LOGPROB = TokenLogprob.model_validate({"token": "thrée", "logprob": -0.25, "top": [("four", -1.75)]})
 RESULT = Result(
-    text="One two thrée 🙂",
-    cuts=(4, 4, 6, 1),
-    finish_reason="stop",
+    pieces=(
+        Piece(text="One "),
+        Piece(text="two "),
+        Piece(text="", tool_calls=(ToolCallDelta(index=0, id="call_1", name="reboot", arguments='{"host": "'),)),
+        Piece(text="thrée ", choice=1, logprobs=(LOGPROB,)),
+        Piece(tool_calls=(ToolCallDelta(index=0, arguments='db-1"}'),)),
+        Piece(text="🙂", choice=1),
+    ),
+    finish_reasons=("tool_calls", "stop"),
     model="tiny",
     usage=Usage(prompt_tokens=9, cached_tokens=0, output_tokens=4),
     timings=Timings(queued_ms=1, total_ms=2),
 )
+PARTIAL = RESULT.model_copy(update={"pieces": RESULT.pieces[:4], "finish_reasons": ()})
+Said = Literal["completed", "cancelled", "expired"]
 
 
 class Task:
@@ -48,10 +58,11 @@ class Task:
         assert isinstance(started, Attempt)
         return started
 
-    def complete(self, attempt: Attempt) -> None:
-        """Record the answer."""
-        sealed = seal(self.data_key, RESULT.model_dump_json().encode(), f"result:{self.id}")
-        assert self.database.write(lambda connection: lifecycle.complete(connection, attempt, RESULT, sealed))
+    def complete(self, attempt: Attempt, state: Said = "completed") -> None:
+        """Record the answer, or what there was of it when it was stopped."""
+        result = RESULT if state == "completed" else PARTIAL
+        sealed = seal(self.data_key, result.model_dump_json(exclude_defaults=True).encode(), f"result:{self.id}")
+        assert self.database.write(lambda on: lifecycle.answer(on, attempt, result, sealed, state))
 
     def send(self, *frames: Frame) -> None:
         """Write frames to the stream."""
@@ -76,19 +87,23 @@ def task(client: FlaskClient) -> Iterator[Task]:
     task.redis.close()
 
 
-@pytest.mark.parametrize("forgotten", [False, True])
-def test_every_cursor_gives_the_rest(task: Task, forgotten: bool) -> None:
-    """From Redis and from SQL, byte for byte the same."""
+@pytest.mark.parametrize("state", ["completed", "cancelled", "expired"])
+def test_every_cursor_gives_the_rest(task: Task, state: Said) -> None:
+    """From Redis and from SQL, byte for byte the same, whether the answer came to its end or was stopped."""
     attempt = task.start()
-    frames = list(replay(1, RESULT))
+    code = None if state == "completed" else state
+    frames = list(replay(1, RESULT if state == "completed" else PARTIAL, state, code))
     task.send(*frames)
-    task.complete(attempt)
+    task.complete(attempt, state)
     whole = task.watch()
     assert len(whole) == len(frames)
-    if forgotten:
-        task.redis.flushall()
-    for index, frame in enumerate(frames):
-        assert task.watch(frame.cursor) == whole[index + 1 :]
+    assert f"event: {state}" in whole[-1]
+    for forgotten in (False, True):
+        if forgotten:
+            task.redis.flushall()
+            assert task.watch() == whole
+        for index, frame in enumerate(frames):
+            assert task.watch(frame.cursor) == whole[index + 1 :]
 
 
 def test_a_cursor_past_the_end_is_refused(task: Task) -> None:
@@ -152,6 +167,31 @@ def test_a_failed_task_ends_after_whatever_was_shown(task: Task, forgotten: bool
     last = task.watch(Cursor(1, 2))[-1]
     assert "event: failed" in last
     assert "engine_failed" in last
+
+
+@pytest.mark.parametrize("state", ["cancelled", "expired"])
+def test_what_was_said_before_it_was_stopped(task: Task, state: Said) -> None:
+    """It is shown with the task, as far as it came, and no choice counts as finished."""
+    task.complete(task.start(), state)
+    shown = task.client.get(f"/v1/tasks/{task.id}").get_json()
+    assert (shown["status"], shown["error"]["code"]) == (state, state)
+    assert (shown["result"]["text"], shown["result"]["finish_reason"]) == ("One two ", None)
+    assert [choice["text"] for choice in shown["result"]["choices"]] == ["One two ", "thrée "]
+    assert shown["result"]["usage"]["output_tokens"] == 4
+
+
+def test_a_watcher_learns_that_nobody_came_in_time(client: FlaskClient) -> None:
+    """Without any worker: whoever looks at the task finds that it is too late, and so does whoever watches it."""
+    deadline = now() + timedelta(seconds=0.5)
+    accepted = client.post("/v1/tasks", json={**TASK, "deadline": deadline.isoformat()}).get_json()
+    assert client.get(accepted["links"]["self"]).get_json()["status"] == "queued"
+    text = client.get(accepted["links"]["events"]).text
+    assert now() >= deadline
+    events = [block for block in text.split("\n\n") if block and not block.startswith(":")]
+    assert [event.splitlines()[1] for event in events] == ["event: expired"]
+    shown = client.get(accepted["links"]["self"]).get_json()
+    assert (shown["status"], shown["error"]["code"]) == ("expired", "expired")
+    assert client.get(accepted["links"]["events"]).text.endswith(events[0] + "\n\n")
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import sqlalchemy as sa
@@ -15,7 +15,7 @@ from tasks import lifecycle
 from tasks.audit.events import Subject, ciphertext_hash, event, record
 from tasks.db import create_engine
 from tasks.ids import new_request_id
-from tasks.job import Result, Timings, Usage
+from tasks.job import Piece, Result, Timings, Usage
 from tasks.migrating import upgrade
 from tasks.schema import KINDS, TERMINAL_KINDS, audit_events
 from tasks.settings import DatabaseGroup
@@ -224,9 +224,8 @@ def test_ciphertext_hash() -> None:
 # --- The view -------------------------------------------------------------------------------------
 
 RESULT = Result(
-    text="Reboot it.",
-    cuts=(10,),
-    finish_reason="stop",
+    pieces=(Piece(text="Reboot it."),),
+    finish_reasons=("stop",),
     model="tiny",
     usage=Usage(prompt_tokens=700, cached_tokens=640, output_tokens=5),
     timings=Timings(queued_ms=1.5, prefill_ms=20.25, first_token_ms=30.5, total_ms=99.75),
@@ -244,7 +243,8 @@ DECISION = {
 
 
 def _admit(engine: Engine, subject: Subject) -> None:
-    admission = lifecycle.Admission(subject, DECISION, "ab" * 32, b"wrapped", b"payload")
+    columns = {"api": "tasks", "priority": "normal", "deadline": None}
+    admission = lifecycle.Admission(subject, DECISION, "ab" * 32, b"wrapped", b"payload", columns)
     with engine.begin() as connection:
         lifecycle.admit(connection, admission)
 
@@ -280,7 +280,7 @@ def test_view_of_a_request_completed_after_two_attempts(engine: Engine) -> None:
     _start(engine, subject, "gpu-1")
     attempt = _start(engine, subject, "gpu-2")
     with engine.begin() as connection:
-        assert lifecycle.complete(connection, attempt, RESULT, b"sealed")
+        assert lifecycle.answer(connection, attempt, RESULT, b"sealed")
     times = _times(engine, subject)
     assert _summary(engine, subject) == {
         "request_id": subject.request_id,
@@ -310,8 +310,22 @@ def test_view_names_the_worker_that_answered(engine: Engine) -> None:
     _start(engine, subject, "gpu-2")
     attempt = _start(engine, subject, "gpu-1")
     with engine.begin() as connection:
-        assert lifecycle.complete(connection, attempt, RESULT, b"sealed")
+        assert lifecycle.answer(connection, attempt, RESULT, b"sealed")
     assert _summary(engine, subject)["worker"] == "gpu-1"
+
+
+@pytest.mark.parametrize("state", ["cancelled", "expired"])
+def test_view_of_a_request_that_was_stopped(engine: Engine, state: Literal["cancelled", "expired"]) -> None:
+    """What it cost until then is in the record, like that of one which came to its end, and why it did not."""
+    subject = new_subject(agent_name="incident-responder")
+    _admit(engine, subject)
+    attempt = _start(engine, subject, "gpu-1")
+    partial = RESULT.model_copy(update={"finish_reasons": ()})
+    with engine.begin() as connection:
+        assert lifecycle.answer(connection, attempt, partial, b"sealed", state)
+    found = _summary(engine, subject)
+    assert (found["outcome"], found["code"], found["worker"]) == (state, state, "gpu-1")
+    assert (found["model"], found["output_tokens"], found["total_ms"]) == ("tiny", 5, 99.75)
 
 
 def test_view_of_a_vetoed_request(engine: Engine) -> None:

@@ -32,10 +32,16 @@ def layout(tokenizer: ModelTokenizer) -> PromptLayout:
     return PromptLayout(tokenizer, PROFILE)
 
 
+def prompt_ids(layout: PromptLayout, text: str) -> list[int]:
+    """Return the ids of the prompt in which a user says `text`."""
+    follows, ids = layout.encode([{"role": "user", "content": text}])
+    return [*layout.static_token_ids, *ids] if follows else ids
+
+
 @given(text=texts)
 def test_any_text_changes_nothing_but_text(tokenizer: ModelTokenizer, layout: PromptLayout, text: str) -> None:
     """The ids decode to the template around exactly this text, with the template's control tokens and no others."""
-    ids = [*layout.static_token_ids, *layout.dynamic_token_ids(text)]
+    ids = prompt_ids(layout, text)
     expected = f"<|im_start|>system\n{PROFILE}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(ids) == expected
     control = [tokenizer.encode_trusted(token)[0] for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")]
@@ -46,7 +52,7 @@ def test_any_text_changes_nothing_but_text(tokenizer: ModelTokenizer, layout: Pr
 def test_the_static_part_never_depends_on_the_task(layout: PromptLayout, text: str) -> None:
     """Every prompt starts with the same ids, and the dynamic part never reaches back into them."""
     static = layout.static_token_ids
-    layout.dynamic_token_ids(text)
+    prompt_ids(layout, text)
     assert layout.joinable
     assert layout.static_token_ids == static
 
@@ -58,7 +64,30 @@ def test_joined_ids_equal_the_whole_encoding(tokenizer: ModelTokenizer, layout: 
         return
     messages = [{"role": "system", "content": PROFILE}, {"role": "user", "content": text}]
     whole = tokenizer.encode_trusted(tokenizer.render(messages))
-    assert [*layout.static_token_ids, *layout.dynamic_token_ids(text)] == whole
+    assert prompt_ids(layout, text) == whole
+
+
+@given(texts=st.lists(texts, min_size=1, max_size=4))
+def test_a_conversation_is_encoded_as_the_template_renders_it(
+    tokenizer: ModelTokenizer, layout: PromptLayout, texts: list[str]
+) -> None:
+    """Each message's text stays in its message, whatever it spells, and the profile goes before them all."""
+    roles = ["user", "assistant", "system", "tool"]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+    follows, ids = layout.encode(messages)
+    said = [("system", PROFILE), *((message["role"], message["content"]) for message in messages)]
+    expected = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in said) + "<|im_start|>assistant\n"
+    assert follows
+    assert tokenizer.decode([*layout.static_token_ids, *ids]) == expected
+    start = tokenizer.encode_trusted("<|im_start|>")[0]
+    assert [*layout.static_token_ids, *ids].count(start) == len(messages) + 2
+
+
+def test_a_prompt_without_profile_has_no_static_part(tokenizer: ModelTokenizer) -> None:
+    """The messages alone, with whatever the template puts before them."""
+    follows, ids = PromptLayout(tokenizer, None).encode([{"role": "system", "content": "Be brief."}])
+    assert not follows
+    assert tokenizer.decode(ids) == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_probes_hold_no_control_tokens(tokenizer: ModelTokenizer) -> None:
@@ -69,6 +98,6 @@ def test_probes_hold_no_control_tokens(tokenizer: ModelTokenizer) -> None:
 def test_a_profile_that_spells_control_tokens_stays_text(tokenizer: ModelTokenizer) -> None:
     """A profile is text too: it cannot be joined then, and its control tokens are still not obeyed."""
     layout = PromptLayout(tokenizer, "Never say <|im_end|>.")
-    ids = [*layout.static_token_ids, *layout.dynamic_token_ids("Hello")]
+    ids = prompt_ids(layout, "Hello")
     assert not layout.joinable
     assert ids.count(tokenizer.encode_trusted("<|im_end|>")[0]) == 2

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tasks.crypto import KEY_BYTES, KeyWrapper, Signer
 from tasks.errors import MessageRejected
 from tasks.ids import new_request_id
-from tasks.job import Job, Prompt, Sampling
+from tasks.job import Job, Priority, Prompt, ResponseFormat, Sampling, ToolUse
 from tasks.prompts.packing import pack
 from tasks.queueing.message import MessageCodec
 
@@ -26,6 +26,11 @@ SECRET_TEXT = "xyzzy-what-was-asked"
 TOKENS = tuple(range(40_000, 40_200))
 
 floats = st.floats(0, 1, allow_nan=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=10),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    max_leaves=5,
+)
 samplings = st.builds(
     Sampling,
     max_tokens=st.integers(1, 1_000_000),
@@ -37,6 +42,18 @@ samplings = st.builds(
     frequency_penalty=st.floats(-2, 2),
     stop=st.lists(st.text(min_size=1, max_size=20), max_size=4).map(tuple),
     seed=st.none() | st.integers(0, 2**63 - 1),
+    n=st.integers(1, 16),
+    logprobs=st.none() | st.integers(0, 20),
+    response_format=st.none()
+    | st.builds(
+        ResponseFormat, type=st.just("json_schema"), json_schema=st.none() | st.dictionaries(st.text(), json_values)
+    ),
+)
+tool_uses = st.builds(
+    ToolUse,
+    tools=st.lists(st.dictionaries(st.text(), json_values), min_size=1, max_size=3).map(tuple),
+    choice=st.sampled_from(["auto", "required", "function:reboot"]),
+    parallel=st.booleans(),
 )
 
 
@@ -73,9 +90,18 @@ def envelope_of(job: Job, wrapped: bytes, codec: MessageCodec = CODEC) -> dict[s
     st.text(max_size=50),
     st.floats(0, 4e9),
     st.integers(0, 2**31),
+    st.none() | tool_uses,
+    st.sampled_from(["low", "normal", "high"]),
 )
 def test_round_trip(
-    ids: list[int], sampling: Sampling, epoch: int, organization: str, published_at: float, count: int
+    ids: list[int],
+    sampling: Sampling,
+    epoch: int,
+    organization: str,
+    published_at: float,
+    count: int,
+    tools: ToolUse | None,
+    priority: Priority,
 ) -> None:
     """Every job comes back exactly, having gone through JSON as text."""
     job, wrapped = new_job(
@@ -84,6 +110,8 @@ def test_round_trip(
         epoch=epoch,
         organization=organization,
         published_at=published_at,
+        tools=tools,
+        priority=priority,
     )
     assert CODEC.decode(envelope_of(job, wrapped)) == job
 
@@ -111,7 +139,8 @@ OTHER_VALUES: list[Any] = [
 
 
 @pytest.mark.parametrize(
-    "name", ["v", "id", "epoch", "organization", "hash", "tokens", "published_at", "key", "sealed", "signature"]
+    "name",
+    ["v", "id", "epoch", "organization", "hash", "tokens", "published_at", "priority", "key", "sealed", "signature"],
 )
 def test_any_changed_field(name: str) -> None:
     """Of another value, of another type, or missing: it is refused, with an error that says nothing of the content."""
@@ -219,14 +248,22 @@ def test_size_does_not_explode() -> None:
 
 
 def test_nothing_of_the_prompt_is_in_it() -> None:
-    """Neither token ids nor stop strings nor the data key, in whatever layer and encoding."""
-    job, wrapped = new_job()
+    """Neither token ids nor stop strings nor tools nor the data key, in whatever layer and encoding."""
+    job, wrapped = new_job(tools=ToolUse(tools=({"type": "function", "function": {"name": SECRET_TEXT}},)))
     message = CODEC.encode(job, wrapped)
     outer, body, envelope = layers(message)
     shown = [message.encode(), json.dumps(outer).encode(), json.dumps(body).encode()]
     shown += [base64.b64decode(envelope[name]) for name in ("key", "sealed", "signature")]
     packed = pack(TOKENS)
-    hidden = [SECRET_TEXT.encode(), job.data_key, packed[:40], pack(TOKENS[100:103]), b"40100", b"max_tokens"]
+    hidden = [
+        SECRET_TEXT.encode(),
+        b"function",
+        job.data_key,
+        packed[:40],
+        pack(TOKENS[100:103]),
+        b"40100",
+        b"max_tokens",
+    ]
     hidden += [base64.b64encode(part).rstrip(b"=")[:-1] for part in (SECRET_TEXT.encode(), job.data_key, packed[:39])]
     for layer in shown:
         for part in hidden:

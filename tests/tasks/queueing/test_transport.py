@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from queue import Empty
 from typing import Any, Self, cast
@@ -25,10 +26,10 @@ from redis.asyncio import Redis as AsyncRedis
 
 from tasks.app import configuration, make_app
 from tasks.crypto import KEY_BYTES, KeyWrapper, Signer
-from tasks.errors import QueueUnavailable
+from tasks.errors import MessageRejected, QueueFull, QueueUnavailable
 from tasks.ids import new_request_id
-from tasks.job import Job, Prompt, Sampling
-from tasks.queueing.keys import FAMILY, QueueKeys
+from tasks.job import Job, Priority, Prompt, Sampling
+from tasks.queueing.keys import FAMILY, HEAD_START_S, QueueKeys, list_name
 from tasks.queueing.leases import Leases
 from tasks.queueing.message import MessageCodec
 from tasks.queueing.publisher import Publisher, connect
@@ -62,7 +63,13 @@ class Broker:
         self._open.append(kombu.Connection(self.configuration["broker_url"], transport_options=options))
         return self._open[-1]
 
-    def publish(self, profile: str = A, published_at: float | None = None, request_id: str | None = None) -> str:
+    def publish(
+        self,
+        profile: str = A,
+        published_at: float | None = None,
+        request_id: str | None = None,
+        priority: Priority = "normal",
+    ) -> str:
         """Publish a job as the gateway does, and return its message's delivery tag."""
         request_id = request_id or new_request_id()
         data_key, wrapped = WRAPPER.new_key(request_id)
@@ -74,13 +81,31 @@ class Broker:
             sampling=Sampling(seed=7),
             published_at=time.time() if published_at is None else published_at,
             data_key=data_key,
+            priority=priority,
         )
         self.publisher.publish(job, wrapped)
         return f"{request_id}:1"
 
+    def grow_older(self, name: str, seconds: float) -> None:
+        """Let the messages of a list have come so many seconds earlier, as if this test could wait for that."""
+        aged = [element.split(b" ", 1) for element in self.elements(name)]
+        self.client.delete(self.keys.lists + name)
+        for turn, rest in aged:
+            self.client.lpush(self.keys.lists + name, b"%.6f " % (float(turn) - seconds) + rest)
+        self.client.zadd(self.keys.ready, {name: self.turns(name)[0]})
+
+    @property
+    def counted(self) -> int:
+        """Return how many messages wait, as the counter has it."""
+        return int(cast("bytes | None", self.client.get(self.keys.waiting)) or 0)
+
     def elements(self, profile: str) -> list[bytes]:
         """Return the elements of a profile's list as they are: `<time> <tag> <message>`, the oldest first."""
         return cast("list[bytes]", self.client.lrange(self.keys.lists + profile, 0, -1))[::-1]
+
+    def turns(self, name: str) -> list[float]:
+        """Return when the messages of a list have their turns."""
+        return [float(element.split(b" ", 1)[0]) for element in self.elements(name)]
 
     def waiting(self, profile: str) -> list[bytes]:
         """Return the messages of a profile's list, the oldest first."""
@@ -375,6 +400,181 @@ def test_publishing_while_redis_is_away(own_redis: RedisServer, monkeypatch: pyt
         assert broker.waiting_tags(A) == [tag]
 
 
+# --- Priorities -----------------------------------------------------------------------------------
+
+
+PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high")
+
+
+def test_a_list_for_each_priority(broker: Broker) -> None:
+    """Of one profile, so that each list is in the order of turns; and what is written to Redis says whose turn it is."""
+    before = time.time()
+    tags: dict[Priority, list[str]] = {word: [broker.publish(priority=word) for _ in range(2)] for word in PRIORITIES}
+    for priority, expected in tags.items():
+        name = list_name(A, priority)
+        assert broker.waiting_tags(name) == expected
+        assert all(abs(turn + HEAD_START_S[priority] - before) < 25 for turn in broker.turns(name))
+    assert (list_name(A, "normal"), len({list_name(A, word) for word in PRIORITIES})) == (A, 3)
+    assert broker.counted == 6
+
+
+def test_high_before_normal_before_low(broker: Broker) -> None:
+    """Whatever the order in which they came, and whichever profile they are for; within a class the first comes first."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    choose = random.Random(seed)
+    published: dict[Priority, list[str]] = {word: [] for word in PRIORITIES}
+    for _ in range(40):
+        priority = choose.choice(PRIORITIES)
+        published[priority].append(broker.publish(choose.choice((A, B)), priority=priority))
+    assert Consumer(broker).take(40) == [*published["high"], *published["normal"], *published["low"]]
+
+
+@pytest.mark.parametrize(("ahead", "behind"), [("high", "normal"), ("normal", "low"), ("high", "low")])
+def test_a_head_start_is_bounded(broker: Broker, ahead: Priority, behind: Priority) -> None:
+    """A message that has waited longer than the other's head start is first: waiting wins in the end."""
+    head_start_s = HEAD_START_S[ahead] - HEAD_START_S[behind]
+    name = list_name(A, behind)
+    patient = broker.publish(priority=behind)
+    broker.grow_older(name, head_start_s + 5)
+    hasty = broker.publish(priority=behind)
+    favoured = broker.publish(priority=ahead)
+    assert Consumer(broker).take(3) == [patient, favoured, hasty]
+
+
+@pytest.mark.parametrize(("ahead", "behind"), [("high", "normal"), ("normal", "low")])
+def test_a_head_start_holds_until_then(broker: Broker, ahead: Priority, behind: Priority) -> None:
+    """A message that has waited for less than that is behind."""
+    waiting = broker.publish(priority=behind)
+    broker.grow_older(list_name(A, behind), HEAD_START_S[ahead] - HEAD_START_S[behind] - 5)
+    favoured = broker.publish(priority=ahead)
+    assert Consumer(broker).take(2) == [favoured, waiting]
+
+
+@pytest.mark.parametrize("priority", PRIORITIES)
+def test_a_restored_message_keeps_its_turn(broker: Broker, priority: Priority) -> None:
+    """It goes back to the list of its priority, before what came after it."""
+    first = broker.publish(priority=priority)
+    consumer = Consumer(broker, prefetch=1)
+    consumer.take(1)
+    second = broker.publish(priority=priority)
+    broker.end_leases()
+    consumer.channel.qos.restore_visible()
+    assert broker.waiting_tags(list_name(A, priority)) == [first, second]
+    low, high = broker.publish(priority="low"), broker.publish(priority="high")
+    rest: dict[Priority, list[str]] = {
+        "low": [high, first, second, low],
+        "normal": [high, first, second, low],
+        "high": [first, second, high, low],
+    }
+    assert Consumer(broker).take(4) == rest[priority]
+
+
+def test_a_job_says_its_priority(broker: Broker) -> None:
+    """The worker knows it; nobody can change it on the way."""
+    broker.publish(priority="high")
+    consumer = Consumer(broker)
+    consumer.take(1)
+    [envelope] = consumer.taken[0].payload[0]
+    assert CODEC.decode(envelope).priority == "high"
+    with pytest.raises(MessageRejected):
+        CODEC.decode({**envelope, "priority": "low"})
+
+
+# --- How many may wait ----------------------------------------------------------------------------
+
+
+def bounded(broker: Broker, most: int) -> Publisher:
+    """Return a publisher for a queue in which only so many may wait; the broker publishes with it from now on."""
+    broker.publisher = Publisher(broker._publishing, broker.keys, CODEC, most)
+    return broker.publisher
+
+
+def test_a_full_queue(broker: Broker) -> None:
+    """No more than may wait are taken, whatever their priority; what was refused has left nothing."""
+    publisher = bounded(broker, 3)
+    tags = []
+    for priority in PRIORITIES:
+        publisher.check()
+        tags.append(broker.publish(priority=priority))
+    for priority in PRIORITIES:
+        with pytest.raises(QueueFull):
+            broker.publish(B, priority=priority)
+    with pytest.raises(QueueFull):
+        publisher.check()
+    assert broker.counted == 3
+    assert broker.client.exists(*(broker.keys.lists + list_name(B, word) for word in PRIORITIES)) == 0
+    consumer = Consumer(broker, prefetch=1)
+    assert consumer.take(1) == [tags[2]]
+    publisher.check()
+    broker.publish(B)
+    with pytest.raises(QueueFull):
+        broker.publish(B)
+
+
+def test_what_a_lost_worker_had_counts_again(broker: Broker) -> None:
+    """It comes back even where the queue is full: it was accepted long ago."""
+    bounded(broker, 2)
+    first = broker.publish()
+    consumer = Consumer(broker, prefetch=1)
+    consumer.take(1)
+    later = [broker.publish(), broker.publish()]
+    broker.end_leases()
+    consumer.channel.qos.restore_visible()
+    assert broker.waiting_tags(A) == [first, *later]
+    assert broker.counted == 3
+    with pytest.raises(QueueFull):
+        broker.publish()
+    assert Consumer(broker).take(3) == [first, *later]
+    assert broker.counted == 0
+
+
+def test_no_bound(broker: Broker) -> None:
+    """Zero is for any number."""
+    publisher = bounded(broker, 0)
+    for _ in range(20):
+        broker.publish()
+        publisher.check()
+    assert broker.counted == 20
+
+
+def test_publishing_at_once(broker: Broker) -> None:
+    """Of thirty that publish at once into a queue with room for ten, ten get in."""
+    bounded(broker, 10)
+    barrier = threading.Barrier(30)
+
+    def publish(_number: int) -> bool:
+        barrier.wait(30)
+        try:
+            broker.publish()
+        except QueueFull:
+            return False
+        return True
+
+    with ThreadPoolExecutor(30) as threads:
+        assert sum(threads.map(publish, range(30))) == 10
+    assert (broker.counted, len(broker.waiting(A))) == (10, 10)
+
+
+def test_what_was_never_counted_is_not_counted_off(broker: Broker) -> None:
+    """Neither rubbish that somebody put into a list, nor messages that are older than the counter: publishing goes on."""
+    publisher = bounded(broker, 5)
+    broker.client.lpush(broker.keys.lists + A, b"rubbish")
+    tags = [broker.publish(), broker.publish()]
+    consumer = Consumer(broker)
+    assert consumer.take(2) == tags
+    consumer.nothing_comes(0.1)
+    assert broker.counted == 0
+    for _ in range(3):
+        broker.publish()
+    broker.client.delete(broker.keys.waiting)
+    consumer.take(3)
+    assert broker.counted == 0
+    tag = broker.publish()
+    publisher.check()
+    assert (broker.counted, consumer.take(1)) == (1, [tag])
+
+
 # --- Credit ---------------------------------------------------------------------------------------
 
 
@@ -563,8 +763,8 @@ def test_the_message_is_never_written_anew(broker: Broker) -> None:
     channel = Consumer(broker, prefetch=1).channel
     for dumped in (json.dumps(message), json.dumps(message, ensure_ascii=False, indent=1)):
         raw = dumped.encode()
-        keys = [broker.keys.lists + A, broker.keys.ready, broker.keys.wake]
-        channel._run(channel._put_script, keys, [A, "tag-1", raw])
+        keys = [broker.keys.lists + A, broker.keys.ready, broker.keys.wake, broker.keys.waiting]
+        channel._run(channel._put_script, keys, [A, "tag-1", raw, 0, 0])
         for _ in range(3):
             assert broker.waiting(A) == [raw]
             taken = channel._get(FAMILY)
@@ -707,33 +907,44 @@ def test_a_dead_channel_is_a_connection_error(broker: Broker) -> None:
 # --- Anything in any order ------------------------------------------------------------------------
 
 
+LISTS: dict[str, tuple[str, Priority]] = {
+    list_name(profile, priority): (profile, priority) for profile in (A, B) for priority in PRIORITIES
+}
+
+
 @pytest.mark.parametrize("round_number", range(4))
 def test_index_and_lists_agree_after_anything(broker: Broker, round_number: int) -> None:
-    """After every single step of 150 random ones, lists, leases, index and marker are what a plain model says."""
+    """After every single step of 150 random ones, lists, leases, index, counter and marker are what a plain model says."""
     seed = random.randrange(2**32)
     print(f"round {round_number}, seed {seed}")
     choose = random.Random(seed)
+    most = choose.choice([0, 8])
+    bounded(broker, most)
     channel = Consumer(broker).channel
-    waiting: dict[str, list[str]] = {profile: [] for profile in (A, B, C)}
+    waiting: dict[str, list[str]] = {name: [] for name in LISTS}
     held: dict[str, str] = {}
     for _ in range(150):
         step = choose.choices(["put", "reserve", "restore", "drop", "steal marker"], [6, 6, 3, 3, 1])[0]
         if step == "put":
-            profile = choose.choice((A, B, C))
-            waiting[profile].append(broker.publish(profile))
+            name = choose.choice(sorted(LISTS))
+            profile, priority = LISTS[name]
+            if 0 < most <= sum(map(len, waiting.values())):
+                with pytest.raises(QueueFull):
+                    broker.publish(profile, priority=priority)
+            else:
+                waiting[name].append(broker.publish(profile, priority=priority))
         elif step == "reserve":
             first = cast("list[bytes]", broker.client.zrange(broker.keys.ready, 0, 0))
             if not first:
                 with pytest.raises(Empty):
                     channel._get(FAMILY)
                 continue
+            name = first[0].decode()
             tag = lease_tag(channel._get(FAMILY)["properties"]["delivery_tag"])
-            profile = first[0].decode()
-            assert tag == waiting[profile].pop(0)
-            held[tag] = profile
-            if waiting[profile]:
-                score = broker.client.zscore(broker.keys.ready, profile)
-                assert score == float(broker.elements(profile)[0].split()[0])
+            assert tag == waiting[name].pop(0)
+            held[tag] = name
+            if waiting[name]:
+                assert broker.client.zscore(broker.keys.ready, name) == broker.turns(name)[0]
         elif step == "restore" and held:
             tag = choose.choice(sorted(held))
             assert channel.restore_ended() == 0
@@ -754,13 +965,19 @@ def test_index_and_lists_agree_after_anything(broker: Broker, round_number: int)
 
 
 def _check(broker: Broker, waiting: dict[str, list[str]], held: dict[str, str], channel: Any) -> None:
-    for profile, tags in waiting.items():
-        assert broker.waiting_tags(profile) == tags
-    ready = {profile.decode() for profile in cast("list[bytes]", broker.client.zrange(broker.keys.ready, 0, -1))}
-    assert ready == {profile for profile, tags in waiting.items() if tags}
+    for name, tags in waiting.items():
+        assert broker.waiting_tags(name) == tags
+    index = cast("list[tuple[bytes, float]]", broker.client.zrange(broker.keys.ready, 0, -1, withscores=True))
+    turns = {name: broker.turns(name) for name, tags in waiting.items() if tags}
+    assert {indexed.decode() for indexed, _ in index} == set(turns)
+    for indexed, turn in index:
+        # Leases that end one after the other may turn messages around; then the oldest of them speaks for the list.
+        own = turns[indexed.decode()]
+        assert min(own) <= turn <= own[0]
     assert broker.leased == set(held)
     assert broker.client.llen(broker.keys.wake) <= 1
     assert channel._size(FAMILY) == sum(map(len, waiting.values()))
+    assert broker.counted == sum(map(len, waiting.values()))
 
 
 def test_there_is_a_marker_while_something_waits(broker: Broker) -> None:

@@ -3,53 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
-from tasks.errors import ConfigurationError, EngineDead, PromptTooLong
-from tasks.job import Sampling
-from tasks.settings import EngineGroup, Settings
-from worker_gpu.engines import create_engine
-from worker_gpu.engines.base import Delta, GenerationRequest
-from worker_gpu.engines.simulated import STEP_S, PrefixCache, SimulatedEngine, block_hashes
-
-PROMPT = list(range(100, 200))
-
-
-@asynccontextmanager
-async def running(**arguments: Any) -> AsyncIterator[SimulatedEngine]:
-    """Run an engine that takes no time, unless told otherwise."""
-    engine = SimulatedEngine("stand-in", **{"time_scale": 0.0, **arguments})
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.stop()
-
-
-def request(
-    prompt: list[int] = PROMPT, *, salt: str = "salt", seed: int = 1, max_tokens: int = 400
-) -> GenerationRequest:
-    """Return a request; its id does not matter to this engine."""
-    return GenerationRequest("id", prompt, Sampling(max_tokens=max_tokens, seed=seed), salt)
-
-
-async def collect(engine: SimulatedEngine, job: GenerationRequest) -> list[Delta]:
-    """Run one request to its end."""
-    return [delta async for delta in engine.generate(job)]
-
-
-def with_engine(check: Callable[[SimulatedEngine], Awaitable[None]], **arguments: Any) -> None:
-    """Run `check` on a running engine."""
-
-    async def run() -> None:
-        async with running(**arguments) as engine:
-            await asyncio.wait_for(check(engine), 20)
-
-    asyncio.run(run())
+from tasks.errors import EngineDead, PromptTooLong, Unsupported
+from tasks.job import ResponseFormat
+from tests.worker_gpu.engines.engine_runs import collect, request, running, with_engine
+from tests.worker_gpu.engines.kv_replay import KvReplay
+from tests.worker_gpu.engines.virtual_time import PROMPT
+from worker_gpu.engines.block_hashes import block_hashes
+from worker_gpu.engines.simulated import SimulatedEngine
+from worker_gpu.engines.simulated_options import STEP_S
 
 
 def test_text_depends_on_prompt_and_seed_only() -> None:
@@ -92,42 +56,6 @@ def test_context_window_bounds_the_answer() -> None:
     with_engine(check, max_model_len=100)
 
 
-def test_prefix_cache_finds_whole_blocks_of_the_same_salt() -> None:
-    """100 tokens are six full blocks of 16; a prompt of whole blocks still has its last one computed."""
-
-    async def check(engine: SimulatedEngine) -> None:
-        async def cached(job: GenerationRequest) -> int:
-            return (await collect(engine, job))[0].cached_tokens
-
-        assert await cached(request()) == 0
-        assert await cached(request()) == 96
-        assert await cached(request([*PROMPT[:50], 1, 2, 3])) == 48
-        assert await cached(request(PROMPT[:96])) == 80
-        assert await cached(request(salt="other")) == 0
-
-    with_engine(check)
-
-
-def test_prefix_cache_can_be_turned_off() -> None:
-    """Without blocks nothing is found."""
-
-    async def check(engine: SimulatedEngine) -> None:
-        await collect(engine, request())
-        assert (await collect(engine, request()))[0].cached_tokens == 0
-
-    with_engine(check, cache_blocks=0)
-
-
-def test_least_recently_used_blocks_are_forgotten_from_the_chains_end() -> None:
-    """Of a chain, the beginning stays longest; what was used last stays whole."""
-    old, new = (block_hashes(list(range(64)), salt, 16) for salt in ("old", "new"))
-    cache = PrefixCache(6)
-    cache.add(old)
-    cache.add(new)
-    assert cache.match(new) == 4
-    assert cache.match(old) == 2
-
-
 def test_requests_beyond_the_slots_wait_and_an_abort_frees_one() -> None:
     """With two slots taken by readers that do not finish, a third request runs once one of them leaves."""
 
@@ -145,30 +73,76 @@ def test_requests_beyond_the_slots_wait_and_an_abort_frees_one() -> None:
     with_engine(check, max_num_seqs=2, time_scale=1.0)
 
 
-def test_steps_are_shared() -> None:
-    """32 requests of 20 tokens take about as long as one: batching, not turns."""
+def test_choices_come_mixed_and_each_ends_once() -> None:
+    """The counts are those of all together, and of the prompt there is one."""
 
     async def check(engine: SimulatedEngine) -> None:
-        clock = asyncio.get_running_loop().time
-        began = clock()
-        await asyncio.gather(*(collect(engine, request(seed=seed, max_tokens=20)) for seed in range(32)))
-        took = clock() - began
-        assert 20 * STEP_S <= took < 10 * 20 * STEP_S
+        deltas = await collect(engine, request(n=3))
+        assert [delta.output_tokens for delta in deltas] == list(range(1, len(deltas) + 1))
+        assert [delta.choice for delta in deltas[:6]] == [0, 1, 2, 0, 1, 2]
+        assert sorted(delta.choice for delta in deltas if delta.finish_reason) == [0, 1, 2]
+        texts = {"".join(delta.text for delta in deltas if delta.choice == choice) for choice in range(3)}
+        assert len(texts) == 3
+        assert {(delta.cached_tokens, delta.prefill_s) for delta in deltas} == {(0, 0.0)}
 
-    with_engine(check, time_scale=1.0)
+    with_engine(check)
 
 
-def test_prefill_takes_time_for_uncached_tokens_only() -> None:
-    """5,000 tokens at 25,000 a second are 0.2 s, and nothing when they are cached."""
+def test_stop_strings_end_an_answer() -> None:
+    """The text ends before it, wherever in a token it begins."""
 
     async def check(engine: SimulatedEngine) -> None:
-        long = request(list(range(5000)), max_tokens=1)
-        cold, warm = [(await collect(engine, long))[0].prefill_s for _ in range(2)]
-        assert cold is not None
-        assert warm is not None
-        assert cold >= 0.2 > warm + 0.1
+        text = "".join(delta.text for delta in await collect(engine, request()))
+        stop = text[50:57]
+        deltas = await collect(engine, request(stop=(stop,)))
+        assert "".join(delta.text for delta in deltas) == text[: text.index(stop)]
+        assert deltas[-1].finish_reason == "stop"
 
-    with_engine(check, time_scale=1.0)
+    with_engine(check)
+
+
+def test_log_probabilities_come_only_if_asked_for() -> None:
+    """One for each token, with as many alternatives as wanted."""
+
+    async def check(engine: SimulatedEngine) -> None:
+        assert not any(delta.logprobs for delta in await collect(engine, request()))
+        for delta in await collect(engine, request(logprobs=3)):
+            (logprob,) = delta.logprobs
+            assert (logprob.token, len(logprob.top)) == (delta.text, 3)
+
+    with_engine(check)
+
+
+def test_refusals_reach_the_caller() -> None:
+    """And leave the engine as it was."""
+
+    async def check(engine: SimulatedEngine) -> None:
+        with pytest.raises(Unsupported):
+            await collect(engine, request(response_format=ResponseFormat(type="json_object")))
+        twice = request()
+        reader = engine.generate(twice)
+        await anext(reader)
+        with pytest.raises(ValueError, match="is running"):
+            await collect(engine, twice)
+        assert (await anext(reader)).output_tokens == 2
+        # Closed within a step, whose token must not reach the next reader of that id.
+        await reader.aclose()
+        again = await collect(engine, twice)
+        assert [delta.text for delta in again] == [delta.text for delta in await collect(engine, request())]
+
+    with_engine(check)
+
+
+def test_events_tell_what_is_cached() -> None:
+    """Whoever subscribes before the start knows every block by its hash."""
+
+    async def check(engine: SimulatedEngine) -> None:
+        replay = KvReplay()
+        engine.subscribe(replay.apply)
+        await collect(engine, request(max_tokens=1))
+        assert list(replay.content) == block_hashes(PROMPT, "salt", 16)
+
+    with_engine(check)
 
 
 def test_stop_ends_running_requests() -> None:
@@ -187,19 +161,17 @@ def test_stop_ends_running_requests() -> None:
     with_engine(check, time_scale=1.0)
 
 
-def test_created_from_settings() -> None:
-    """The settings reach it; an unknown option is a configuration error."""
-    group = EngineGroup(kind="simulated", model="org/name", max_num_seqs=3, options={"block_size": 32})
-    engine = create_engine(Settings(engine=group))
-    assert isinstance(engine, SimulatedEngine)
-    assert engine.model == "name"
-    assert (engine.limits.max_num_seqs, engine.limits.block_size) == (3, 32)
-    with pytest.raises(ConfigurationError, match="colour"):
-        create_engine(Settings(engine=EngineGroup(kind="simulated", options={"colour": "red"})))
+def test_an_engine_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault in a step ends the engine: readers and the health check are told."""
 
+    async def check(engine: SimulatedEngine) -> None:
+        def fail(_: float) -> None:
+            raise RuntimeError
 
-def test_missing_vllm_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message says what to install."""
-    monkeypatch.setattr("worker_gpu.engines.find_spec", lambda _: None)
-    with pytest.raises(ConfigurationError, match="pip install"):
-        create_engine(Settings())
+        monkeypatch.setattr(engine._batch, "step", fail)
+        with pytest.raises(EngineDead):
+            await collect(engine, request())
+        with pytest.raises(EngineDead):
+            await engine.check_health()
+
+    with_engine(check)

@@ -6,24 +6,27 @@ The last two tests end it, so they must stay last.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
-import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
 
-from tasks.errors import ConfigurationError, EngineDead, EngineFailed, PromptTooLong
-from tasks.job import Sampling
-from tasks.settings import CachingGroup, EngineGroup, SchedulingGroup, Settings
+from tasks.errors import ConfigurationError, EngineDead, EngineFailed, PromptTooLong, Unsupported
+from tasks.job import ResponseFormat, ToolUse
+from tasks.settings import EngineGroup, Settings
 from tests.tiny_model import CONTEXT, VOCABULARY, make_tiny_model
+from tests.worker_gpu.engines.vllm_host import PROMPT, Host, Said, collect, request, said, text
 from worker_gpu.engines import create_engine, vllm
-from worker_gpu.engines.base import Delta, GenerationRequest
-from worker_gpu.engines.vllm import VllmEngine, engine_arguments, sampling_params
+from worker_gpu.engines.vllm import VllmEngine
+from worker_gpu.engines.vllm_sampling import Constraint, sampling_params
 
 # In CI a missing vLLM fails these tests; elsewhere it skips them.
 pytestmark = [
@@ -32,51 +35,28 @@ pytestmark = [
 ]
 
 SLOTS = 16
-WAIT_S = 60
-PROMPT = [10 + index * 7 % 400 for index in range(100)]
-T = TypeVar("T")
-
-
-class Host:
-    """An engine with the permanent event loop it needs, in a thread of its own."""
-
-    def __init__(self, engine: VllmEngine) -> None:
-        """Start the loop, not the engine."""
-        self.engine = engine
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-
-    def run(self, work: Awaitable[T]) -> T:
-        """Run a coroutine on the engine's loop and wait for it."""
-
-        async def bounded() -> T:
-            return await asyncio.wait_for(work, WAIT_S)
-
-        return asyncio.run_coroutine_threadsafe(bounded(), self.loop).result()
-
-    def ask(self, prompt: list[int] = PROMPT, **changes: Any) -> list[Delta]:
-        """Run one request to its end."""
-        return self.run(collect(self.engine.generate(request(prompt, **changes))))
-
-    def check(self, work: Callable[[VllmEngine], Awaitable[None]]) -> None:
-        """Run `work` with the engine on its loop."""
-        self.run(work(self.engine))
-
-
-def request(prompt: list[int] = PROMPT, *, name: str = "id", salt: str = "salt", **sampling: Any) -> GenerationRequest:
-    """Return a request for 32 tokens of a fixed seed, unless told otherwise."""
-    return GenerationRequest(name, prompt, Sampling(**{"max_tokens": 32, "seed": 1, **sampling}), salt)
-
-
-async def collect(deltas: AsyncGenerator[Delta, None]) -> list[Delta]:
-    """Read to the end."""
-    return [delta async for delta in deltas]
-
-
-def text(deltas: list[Delta]) -> str:
-    """Return what the deltas say together."""
-    return "".join(delta.text for delta in deltas)
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "enum": ["Bern", "Zürich", "Chur"]},
+        "days": {"type": "integer", "minimum": 1, "maximum": 14},
+        "note": {"$ref": "#/$defs/note"},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+    "$defs": {"note": {"type": "string", "maxLength": 6}},
+}
+CONFIRM = {
+    "type": "object",
+    "properties": {"note": {"$ref": "#/$defs/note"}},
+    "required": ["note"],
+    "additionalProperties": False,
+    "$defs": {"note": {"type": "boolean"}},
+}
+SCHEMAS = {"weather": WEATHER, "confirm": CONFIRM}
+TOOLS = tuple(
+    {"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in SCHEMAS.items()
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +64,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """Start the engine once; its settings in the environment do not outlive this module."""
     environment = dict(os.environ)
     model = make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-    engine = create_engine(Settings(engine=EngineGroup(model=str(model), max_num_seqs=SLOTS, kv_cache_gib=0.25)))
+    group = EngineGroup(model=str(model), max_num_seqs=SLOTS, kv_cache_gib=0.25, tool_parser="hermes")
+    engine = create_engine(Settings(engine=group))
     assert isinstance(engine, VllmEngine)
     host = Host(engine)
     try:
@@ -92,72 +73,21 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         yield host
     finally:
         host.run(engine.stop())
-        host.loop.call_soon_threadsafe(host.loop.stop)
-        host.thread.join()
-        host.loop.close()
+        host.close()
         os.environ.clear()
         os.environ.update(environment)
 
 
-# --- How settings become arguments: no engine is needed -------------------------------------------
+def fits(value: Any, schema: dict[str, Any]) -> bool:
+    """Tell whether a value fits a schema."""
+    return bool(import_module("jsonschema").Draft202012Validator(schema).is_valid(value))
 
 
-def test_options_override_every_other_setting() -> None:
-    """An operator has the last word on what vLLM gets."""
-    group = EngineGroup(model="org/name", revision="abc", max_model_len=512, options={"dtype": "half", "seed": 3})
-    arguments = engine_arguments(Settings(engine=group, scheduling=SchedulingGroup(max_batch_tokens=640)), on_cpu=True)
-    assert (arguments["model"], arguments["revision"], arguments["max_model_len"]) == ("org/name", "abc", 512)
-    assert (arguments["dtype"], arguments["seed"], arguments["max_num_batched_tokens"]) == ("half", 3, 640)
-    assert arguments["block_size"] % 32 == 0
-
-
-def test_accelerators_get_vllms_own_defaults() -> None:
-    """Block size, compilation and memory are set for the CPU only."""
-    arguments = engine_arguments(Settings(engine=EngineGroup(kv_cache_gib=1)), on_cpu=False)
-    assert not {"block_size", "enforce_eager", "kv_cache_memory_bytes"} & arguments.keys()
-    assert arguments["dtype"] == "auto"
-
-
-def test_either_caching_setting_turns_prefix_caching_off() -> None:
-    """Both must be on for it."""
-    for changes in ({"kv_cache_enabled": False}, {"static_prefix_caching": False}):
-        assert not engine_arguments(Settings(caching=CachingGroup(**changes)), on_cpu=False)["enable_prefix_caching"]
-    assert engine_arguments(Settings(), on_cpu=False)["enable_prefix_caching"]
-
-
-def test_our_plugin_joins_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """VLLM_PLUGINS is an exclusive list; unset, it lets all plugins in."""
-    for name in ("VLLM_WORKER_MULTIPROC_METHOD", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
-        monkeypatch.setenv(name, "")
-    for given, result in (("theirs", "theirs,metaqore_no_orphans"), ("", "metaqore_no_orphans")):
-        monkeypatch.setenv("VLLM_PLUGINS", given)
-        vllm._set_environment(Settings())
-        assert os.environ["VLLM_PLUGINS"] == result
-    monkeypatch.delenv("VLLM_PLUGINS")
-    vllm._set_environment(Settings())
-    assert "VLLM_PLUGINS" not in os.environ
-
-
-def test_sampling_reaches_vllm_unchanged() -> None:
-    """Each parameter has its counterpart; a top_k of 0 means no limit to both."""
-    names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed")
-    for sampling in (
-        Sampling(seed=0),
-        Sampling(
-            max_tokens=7,
-            temperature=0.5,
-            top_p=0.9,
-            top_k=40,
-            min_p=0.1,
-            presence_penalty=-1.5,
-            frequency_penalty=1.5,
-            stop=("a", "b"),
-            seed=2**63 - 1,
-        ),
-    ):
-        params = sampling_params(sampling)
-        assert {name: getattr(params, name) for name in names} == sampling.model_dump(include=set(names))
-        assert params.stop == list(sampling.stop)
+def check_calls(choice: Said) -> None:
+    """Each call names a tool and has arguments that fit it."""
+    assert choice.text == ""
+    assert choice.finish_reason == "tool_calls"
+    assert all(fits(json.loads(arguments), SCHEMAS[name]) for _, name, arguments in choice.calls), choice.calls
 
 
 # --- The running engine ---------------------------------------------------------------------------
@@ -275,6 +205,285 @@ def test_closing_the_stream_frees_its_slot(host: Host) -> None:
     host.check(check)
 
 
+# --- Several answers, and how likely they are -----------------------------------------------------
+
+
+def test_choices_are_the_answers_of_neighbouring_seeds(host: Host) -> None:
+    """Their deltas come mixed, each choice ends once, and the count is of all of them."""
+    deltas = host.ask(n=3, seed=7)
+    alone = [text(host.ask(seed=seed)) for seed in (7, 8, 9)]
+    assert [choice.text for choice in said(deltas)] == alone
+    assert [choice.finish_reason for choice in said(deltas)] == ["length"] * 3
+    counts = [delta.output_tokens for delta in deltas]
+    assert counts == sorted(counts)
+    assert counts[-1] == 96
+    assert [delta.choice for delta in deltas] != sorted(delta.choice for delta in deltas)
+
+
+def test_greedy_choices_are_the_same(host: Host) -> None:
+    """VLLM refuses to make several; here each is the one that is likeliest. The largest seed has neighbours, too."""
+    alone = text(host.ask(temperature=0.0))
+    assert [choice.text for choice in host.answers(temperature=0.0, n=3, seed=2**63 - 1)] == [alone] * 3
+
+
+def test_logprobs_are_those_of_the_tokens(host: Host) -> None:
+    """One entry a token, its text the token's; alternatives are sorted, and greedy choice takes the first of them."""
+    (none,) = host.answers()
+    (bare,) = host.answers(logprobs=0)
+    (greedy,) = host.answers(logprobs=5, temperature=0.0)
+    assert (none.logprobs, len(bare.logprobs), len(greedy.logprobs)) == ([], 32, 32)
+    assert all(entry.top == () and -50 < entry.logprob < 0 for entry in bare.logprobs)
+    for entry in greedy.logprobs:
+        assert entry.top[0] == (entry.token, entry.logprob)
+        assert len(entry.top) == 5
+        assert [logprob for _, logprob in entry.top] == sorted((logprob for _, logprob in entry.top), reverse=True)
+
+
+def test_logprobs_go_with_their_choice(host: Host) -> None:
+    """Their tokens together are its text; the one that only ends the answer is not shown. Twenty alternatives at most."""
+    schema = {"type": "string", "pattern": "^[a-z ]{5,30}$"}
+    wanted = ResponseFormat(type="json_schema", json_schema=schema)
+    for choice in host.answers(n=4, max_tokens=60, logprobs=20, response_format=wanted):
+        assert choice.finish_reason == "stop"
+        assert "".join(entry.token for entry in choice.logprobs) == choice.text
+        assert {len(entry.top) for entry in choice.logprobs} == {20}
+
+
+def test_no_parameter_ends_the_engine(host: Host) -> None:
+    """Each at once, with log probabilities: vLLM would compile functions for some, for which there may be no compiler."""
+    extremes: dict[str, Any] = {
+        "top_k": 3,
+        "top_p": 0.5,
+        "min_p": 0.1,
+        "presence_penalty": 1.5,
+        "frequency_penalty": -1.5,
+    }
+    assert len(host.answers(n=2, logprobs=2, **extremes)[1].logprobs) == 32
+    host.run(host.engine.check_health())
+    assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
+
+
+# --- Answers of a form ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        WEATHER,
+        {"anyOf": [{"type": "null"}, {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 3}]},
+        {"type": "string", "minLength": 3, "maxLength": 5},
+        {"type": "object", "properties": {"a b": {"const": "é"}, "at": {"type": "string", "format": "date"}}},
+    ],
+)
+def test_answer_fits_its_schema(host: Host, schema: dict[str, Any]) -> None:
+    """Random weights say what the schema allows, and nothing else."""
+    wanted = ResponseFormat(type="json_schema", json_schema=schema)
+    for choice in host.answers(n=8, max_tokens=200, response_format=wanted):
+        assert choice.finish_reason == "stop"
+        assert fits(json.loads(choice.text), schema), choice.text
+
+
+def test_json_object_is_one(host: Host) -> None:
+    """What ends within its tokens is an object; what does not is the beginning of one."""
+    wanted = ResponseFormat(type="json_object")
+    choices = host.answers(n=16, max_tokens=300, response_format=wanted)
+    assert all(choice.text.startswith("{") for choice in choices)
+    whole = [json.loads(choice.text) for choice in choices if choice.finish_reason == "stop"]
+    assert whole
+    assert all(isinstance(value, dict) for value in whole)
+
+
+DEEP: dict[str, Any] = {}
+for _ in range(500):
+    DEEP = {"items": DEEP}
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"type": "objekt"}, 'Unsupported type "objekt"'),
+        ({"type": "integer", "minimum": 5, "maximum": 3}, "Invalid range"),
+        ({"$ref": "#/$defs/none"}, "Cannot find field"),
+        ({"type": "string", "pattern": "^[a-z]{0,1000}$"}, "Check failed"),
+        ({"type": "integer", "not": {"const": 3}}, "not"),
+        ({"enum": ["x" * 200_000]}, "200,0"),
+        (DEEP, "nested too deeply"),
+    ],
+)
+def test_schema_that_cannot_be_followed_is_refused(host: Host, schema: dict[str, Any], message: str) -> None:
+    """The message is about the schema, not the prompt; the engine goes on."""
+    with pytest.raises(Unsupported, match=message) as caught:
+        host.ask(response_format=ResponseFormat(type="json_schema", json_schema=schema))
+    assert len(caught.value.detail) < 300
+    assert caught.value.extensions["param"] == "response_format"
+    assert str(PROMPT[3:5])[1:-1] not in caught.value.detail
+    host.run(host.engine.check_health())
+    assert host.ask(max_tokens=1)
+
+
+def test_grammar_the_engine_fails_at_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if nothing else has noticed, it is the schema's fault."""
+    assert host.engine._forms is not None
+    monkeypatch.setattr(host.engine._forms, "_check", None)
+    for schema in ({"type": "string", "pattern": "^[a-z]{0,999}$"}, {"type": "objekt"}):
+        with pytest.raises(Unsupported, match="cannot be followed by this engine"):
+            host.ask(response_format=ResponseFormat(type="json_schema", json_schema=schema))
+    assert host.ask(max_tokens=1)
+
+
+# --- Calls of tools -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["the model's words", "JSON"])
+def forced(request: pytest.FixtureRequest, host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """Return the host, with and without a tool parser: a call can be forced either way."""
+    if request.param == "JSON":
+        monkeypatch.setattr(host.engine._forms, "_parser", None)
+    return host
+
+
+def test_required_calls_fit_their_tools(forced: Host) -> None:
+    """Of one kind or another, one or several; each has an id of its own."""
+    choices = forced.answers(ToolUse(tools=TOOLS, choice="required"), n=8, max_tokens=1500)
+    for choice in choices:
+        check_calls(choice)
+    ids = [call[0] for choice in choices for call in choice.calls]
+    assert len(set(ids)) == len(ids) > 8
+    assert all(call_id.startswith("call_") and len(call_id) == 29 for call_id in ids)
+    assert {call[1] for choice in choices for call in choice.calls} == {"weather", "confirm"}
+
+
+@pytest.mark.parametrize("name", list(SCHEMAS))
+def test_named_function_is_called(forced: Host, name: str) -> None:
+    """It alone, once."""
+    for choice in forced.answers(ToolUse(tools=TOOLS, choice=f"function:{name}"), n=4, max_tokens=200):
+        check_calls(choice)
+        assert [call[1] for call in choice.calls] == [name]
+
+
+def test_without_parallel_calls_there_is_one(forced: Host) -> None:
+    """The grammar ends after it."""
+    for choice in forced.answers(ToolUse(tools=TOOLS, choice="required", parallel=False), n=8, max_tokens=200):
+        check_calls(choice)
+        assert len(choice.calls) == 1
+
+
+def test_half_a_call_is_not_called_whole(forced: Host) -> None:
+    """Cut off at max_tokens, the answer says so."""
+    tools = ToolUse(tools=TOOLS, choice="function:weather")
+    cut = [choice for limit in range(4, 60, 8) for choice in forced.answers(tools, max_tokens=limit) if choice.calls]
+    begun = [choice for choice in cut if choice.calls[0][2] and choice.finish_reason == "length"]
+    assert begun
+    for choice in begun:
+        with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
+            json.loads(choice.calls[0][2])
+
+
+def test_repeated_attempt_has_the_same_ids(host: Host) -> None:
+    """Another worker may begin an answer again, under another name; another seed is another answer."""
+    tools = ToolUse(tools=TOOLS, choice="function:confirm")
+    first, again, other = (host.answers(tools, name=name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("a", 2)))
+    assert first == again
+    assert first[0].calls[0][0] != other[0].calls[0][0]
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        (ToolUse(tools=TOOLS, choice="function:nobody"), "none of the tools"),
+        (
+            ToolUse(
+                tools=({"type": "function", "function": {"name": "a", "parameters": {"type": "objekt"}}},),
+                choice="required",
+            ),
+            "schema in tools",
+        ),
+        (
+            ToolUse(
+                tools=({"type": "function", "function": {"name": "a", "strict": True, "parameters": {"not": {}}}},),
+                choice="required",
+            ),
+            "not",
+        ),
+    ],
+)
+def test_tools_that_cannot_be_forced_are_refused(forced: Host, tools: ToolUse, message: str) -> None:
+    """The engine goes on."""
+    with pytest.raises(Unsupported, match=message):
+        forced.ask(tools=tools)
+    assert forced.ask(max_tokens=1)
+
+
+def test_calls_of_its_own_accord_need_a_parser(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message says what to set."""
+    monkeypatch.setattr(host.engine._forms, "_parser", None)
+    with pytest.raises(Unsupported) as caught:
+        host.ask(tools=ToolUse(tools=TOOLS))
+    assert caught.value.extensions["setting"] == "engine.tool_parser"
+
+
+def test_what_a_model_writes_is_told_apart(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made to write text and calls as its parser knows them, each choice shows both; made to write none, its text."""
+    call = r'<tool_call>\n\{"name": "weather", "arguments": \{"city": "(Bern|Chur)", "days": [1-9]\}\}\n</tool_call>'
+
+    def writing(pattern: str) -> list[Said]:
+        monkeypatch.setattr(
+            vllm,
+            "sampling_params",
+            lambda sampling, _, *, skip_special: sampling_params(
+                sampling, Constraint("regex", pattern), skip_special=skip_special
+            ),
+        )
+        return host.answers(ToolUse(tools=TOOLS), n=6, max_tokens=300)
+
+    both = writing(rf"<tool is sure\. ({call}){{1,3}}")
+    assert {choice.text for choice in both} == {"<tool is sure. "}
+    assert len({len(choice.calls) for choice in both}) > 1
+    for choice in both:
+        choice.text = ""
+        check_calls(choice)
+    assert len({call[0] for choice in both for call in choice.calls}) == sum(len(choice.calls) for choice in both)
+    for choice in writing(r"Sure <tool_call>(x|y){3}"):
+        assert (choice.calls, choice.finish_reason) == ([], "stop")
+        assert re.fullmatch("Sure <tool_call>[xy]{3}", choice.text)
+
+
+def test_tools_and_a_form_for_text_go_together(host: Host) -> None:
+    """Each choice is a call of a tool, or JSON of the form: the model may choose."""
+    wanted = ResponseFormat(type="json_schema", json_schema=WEATHER)
+    asked: dict[str, Any] = {"n": 8, "max_tokens": 120, "temperature": 2.0, "response_format": wanted}
+    choices = [
+        choice
+        for begin in (0, 20, 40)
+        for choice in said(host.ask(PROMPT[begin:], tools=ToolUse(tools=TOOLS), **asked))
+    ]
+    called = [choice for choice in choices if choice.calls]
+    answered = [choice for choice in choices if not choice.calls and choice.finish_reason == "stop"]
+    assert called
+    assert answered
+    assert all(choice.finish_reason in ("tool_calls", "length") for choice in called)
+    assert all(choice.text == "" and choice.calls[0][1] in SCHEMAS for choice in called)
+    assert all(fits(json.loads(choice.text), WEATHER) for choice in answered)
+
+
+def test_closing_a_request_of_many_choices_frees_all_slots(host: Host) -> None:
+    """Sixteen choices take every slot; when their reader leaves, what waits runs at once."""
+
+    async def check(engine: VllmEngine) -> None:
+        holder = engine.generate(request(name="holder", n=SLOTS, max_tokens=1900))
+        seen: set[int] = set()
+        while len(seen) < SLOTS:
+            seen.add((await anext(holder)).choice)
+        waiting = asyncio.create_task(collect(engine.generate(request(name="waiting", n=SLOTS, max_tokens=2))))
+        await asyncio.sleep(0.5)
+        assert not waiting.done()
+        await holder.aclose()
+        assert len(said(await asyncio.wait_for(waiting, 5))) == SLOTS
+        assert not engine._llm.output_processor.has_unfinished_requests()
+
+    host.check(check)
+
+
 # --- Starting and ending; these tests must stay last ----------------------------------------------
 
 
@@ -287,12 +496,22 @@ def test_settings_vllm_refuses_stop_the_start(tmp_path: Path, host: Host) -> Non
         host.run(engine.check_health())
 
 
+def test_unknown_tool_parser_stops_the_start(host: Host) -> None:
+    """Before anything is loaded; the message has names that are close."""
+    model = host.engine._settings.engine.model
+    engine = VllmEngine(Settings(engine=EngineGroup(model=model, kv_cache_gib=0.25, tool_parser="hermess")))
+    with pytest.raises(ConfigurationError, match=r"did you mean hermes.*\?"):
+        host.run(engine.start())
+    assert not engine._processes
+    host.run(engine.stop())
+
+
 def test_stop_ends_readers_and_processes(host: Host) -> None:
     """A running request raises EngineDead, EngineCore is gone; a second stop does nothing."""
     core = host.engine._processes[0]
 
     async def check(engine: VllmEngine) -> None:
-        reader = engine.generate(request(max_tokens=1900))
+        reader = engine.generate(request(max_tokens=1900, n=3))
         await anext(reader)
         rest = asyncio.create_task(collect(reader))
         await engine.stop()

@@ -1,0 +1,1 @@
+"""Benchmarks, one a file; run them with `bin/bench NAME`."""

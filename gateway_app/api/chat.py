@@ -1,0 +1,74 @@
+"""`/v1/chat/completions`, as OpenAI's clients expect it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Response, g, jsonify, request
+from sqlalchemy.engine import Row
+
+from gateway_app.api import reading
+from gateway_app.governance.api_keys import ApiKeys
+from gateway_app.openai import completions
+from gateway_app.openai.chat_body import TIERS, ChatBody
+from gateway_app.pipeline import Pipeline
+from gateway_app.streaming import presence
+from gateway_app.streaming.pump import Make
+from gateway_app.synchronous import Synchronous
+from tasks.errors import GatewayError
+from tasks.job import TaskRequest
+
+_TIER_OF = {priority: tier for tier, priority in TIERS.items()}
+
+
+def blueprint(keys: ApiKeys, pipeline: Pipeline, synchronous: Synchronous, tool_parser: str | None) -> Blueprint:
+    """Return the routes, over what they need."""
+    chat = Blueprint("chat", __name__, url_prefix="/v1")
+
+    @chat.before_request
+    def authenticate() -> None:
+        g.caller = keys.authenticate(request.headers.get("Authorization"))
+
+    @chat.post("/chat/completions")
+    def complete() -> Response:
+        try:
+            content, key = reading.body(), reading.idempotency_key()
+        except GatewayError as refusal:
+            pipeline.refuse(g.caller, refusal)
+            raise
+        asked: list[ChatBody] = []
+
+        def read() -> TaskRequest:
+            asked.append(reading.validate(ChatBody, reading.parse(content)))
+            return asked[0].request(request.headers.items(), pipeline.model_name, tool_parser)
+
+        accepted = pipeline.submit(g.caller, read, pipeline.idempotency(key, content))
+        body = asked[0]
+        row = synchronous.watcher.find(accepted.request_id, g.caller.organization)
+        if body.stream:
+            response = synchronous.stream(row, _chunks(body, row))
+        else:
+            result = synchronous.result(row, presence.watch(request.environ))
+            response = jsonify(completions.completion(head(row, body.model), result))
+        response.headers["X-Request-Id"] = accepted.request_id
+        if accepted.repeated:
+            response.headers["Idempotent-Replayed"] = "true"
+        return response
+
+    return chat
+
+
+def _chunks(body: ChatBody, row: Row[Any]) -> Make:
+    usage = body.stream_options is not None and body.stream_options.include_usage
+    return lambda frames: completions.chunks(head(row, body.model), frames, body.n or 1, usage)
+
+
+def head(row: Row[Any], model: str) -> dict[str, Any]:
+    """Return what every chunk and completion of a request begins with."""
+    return {
+        "id": row.request_id,
+        "created": int(row.created_at.timestamp()),
+        "model": model,
+        "service_tier": _TIER_OF[row.priority] if row.priority != "normal" else "default",
+        "system_fingerprint": None,
+    }

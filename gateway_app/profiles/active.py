@@ -1,0 +1,120 @@
+"""A profile as one organization uses it: its layout in token ids, and the hash that names its static part.
+
+The hash is a chain (tasks/prompts/chain.py). What comes before the first segment (the organization's salt, model,
+tokenizer, template) is the same for all of an organization's profiles; its hash is called the base here. While a
+base is unchanged, everything that was worked out on it still holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from gateway_app.profiles.rows import Tokenised, insert_once
+from tasks.crypto import KeyWrapper, derive, seal
+from tasks.db import Database, now
+from tasks.errors import ConfigurationError, ProfileUnusable
+from tasks.prompts.chain import hash_chain
+from tasks.prompts.layout import PromptLayout
+from tasks.prompts.packing import pack
+from tasks.prompts.profile import Profile
+from tasks.prompts.tokenizer import ModelTokenizer
+from tasks.schema import profiles
+
+#: What requests without an agent have for a profile. No profile could be made like this: it says nothing.
+NO_PROFILE = Profile.model_construct(agent="", version=0, description="", segments=())
+_COLD_LABEL = "cold"
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveProfile:
+    """A profile as one organization uses it."""
+
+    profile: Profile
+    layout: PromptLayout
+    static_profile_hash: str
+
+    @property
+    def static_token_count(self) -> int:
+        """Return how many tokens are computed once; 0 if the profile is encoded whole with each request."""
+        return len(self.layout.static_token_ids)
+
+
+class Prefixes:
+    """Makes profiles usable with the served model, and stores their static token ids for the workers.
+
+    `model_name` is the name the hash chain knows the model by; `salt` is the secret that organizations' salts are
+    derived from.
+    """
+
+    def __init__(
+        self, tokenizer: ModelTokenizer, *, model_name: str, salt: bytes, database: Database, keys: KeyWrapper
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._salt = salt
+        self._database = database
+        self._keys = keys
+        self._before_segments = (
+            ("model", f"{model_name}\n{tokenizer.fingerprint}".encode()),
+            ("tokenizer", tokenizer.tokenizer_hash.encode()),
+            ("template", tokenizer.template_hash.encode()),
+            ("template_arguments", tokenizer.date.encode() if tokenizer.uses_date else b""),
+        )
+
+    def base(self, organization: str) -> str:
+        """Return the hash (64 hexadecimal digits) of all that the organization's prefixes depend on but their text."""
+        return hash_chain(self._salt_of(organization), self._before_segments)[-1].hash
+
+    def tokenised(self, organization: str, active: ActiveProfile) -> Tokenised:
+        """Return what tokenising gave, in the form in which it is kept with a version."""
+        hashed, count = active.static_profile_hash, active.static_token_count
+        return Tokenised(self.base(organization), hashed, count, active.layout.joinable)
+
+    def layout(self, profile: Profile) -> PromptLayout:
+        """Tokenise the profile. Raises ConfigurationError if the model's template does not take it."""
+        return PromptLayout(self._tokenizer, None if profile is NO_PROFILE else profile.text)
+
+    def usable_layout(self, profile: Profile) -> PromptLayout:
+        """Do the same for a profile that a caller wrote or chose. Raises ProfileUnusable."""
+        try:
+            return self.layout(profile)
+        except ConfigurationError as error:
+            raise ProfileUnusable(error.detail) from None
+
+    def token_count(self, profile: Profile) -> int:
+        """Return about how many tokens the profile's text has, without working out its layout."""
+        return len(self._tokenizer.encode_plain(profile.text))
+
+    def name(self, organization: str, profile: Profile, layout: PromptLayout) -> ActiveProfile:
+        """Return the profile under the hash that it has in the organization."""
+        segments = ((segment.kind, segment.text.encode()) for segment in profile.segments)
+        text = ((_COLD_LABEL, b""),) if profile is NO_PROFILE else segments
+        chain = hash_chain(self._salt_of(organization), (*self._before_segments, *text))
+        return ActiveProfile(profile, layout, chain[-1].hash)
+
+    def store(self, organization: str, active: ActiveProfile) -> None:
+        """Make the static token ids known to the workers, unless they are already."""
+        known = sa.select(profiles.c.version).where(profiles.c.static_profile_hash == active.static_profile_hash)
+        if self._database.read(lambda connection: connection.execute(known).one_or_none()) is None:
+            row = self.row(organization, active)
+            self._database.write(lambda connection: insert_once(connection, profiles, row))
+
+    def row(self, organization: str, active: ActiveProfile) -> dict[str, object]:
+        """Return what is stored for the workers."""
+        data_key, wrapped = self._keys.new_key(active.static_profile_hash)
+        ids = active.layout.static_token_ids
+        return {
+            "static_profile_hash": active.static_profile_hash,
+            "organization": organization,
+            "agent_name": active.profile.agent,
+            "version": active.profile.version,
+            "model_fingerprint": self._tokenizer.fingerprint,
+            "static_token_count": len(ids),
+            "static_token_ids": seal(data_key, pack(ids), active.static_profile_hash),
+            "data_key": wrapped,
+            "activated_at": now(),
+        }
+
+    def _salt_of(self, organization: str) -> bytes:
+        return derive(self._salt, "static-profile-hash", organization)

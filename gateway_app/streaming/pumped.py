@@ -1,0 +1,270 @@
+"""One stream on the pump's loop: entries in, bytes out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy.engine import Row
+
+from gateway_app.api.sse import HEARTBEAT
+from gateway_app.streaming.relay import Entry
+from tasks.stream import Cursor, Frame, stream_key
+
+if TYPE_CHECKING:
+    from gateway_app.streaming.pump import Make, Pump
+
+logger = logging.getLogger(__name__)
+#: Bytes that may wait for a client before no more are made for it.
+BUFFER_BYTES = 256 * 1024
+#: How long a client may take nothing of what waits for it.
+STALL_S = 30.0
+#: How long a client that has been given everything may take to close its connection.
+LINGER_S = 2.0
+#: What a client may send while it is being answered: nothing of use.
+_MAX_IGNORED_BYTES = 64 * 1024
+
+
+class PumpedStream(asyncio.Protocol):
+    """Serves one client. Everything but `offer` runs on the loop."""
+
+    def __init__(
+        self,
+        pump: Pump,
+        row: Row[Any],
+        cursor: Cursor,
+        make: Make,
+        *,
+        head: bytes,
+        chunked: bool,
+        name: str,
+        abandon: Callable[[], None] | None,
+    ) -> None:
+        watcher = pump.watcher
+        self.row = row
+        self.cursor = cursor
+        self.key = stream_key(watcher.prefix, row.request_id)
+        self.read_to = cursor
+        self._pump = pump
+        self._relay = watcher.relay
+        self._limit = watcher.relay.limit
+        self._heartbeat_s = watcher.heartbeat_s
+        self._data_key = watcher.keys.unwrap(row.data_key, row.request_id)
+        self._entries: deque[Entry | Frame] = deque()
+        self._body: Iterator[bytes] = iter(make(self._available()))
+        self._head, self._chunked, self._name, self._abandon = head, chunked, name, abandon
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+        self._started_at = time.monotonic()
+        self._size = 0
+        #: Whether the database is being asked about the request.
+        self.looked_for = False
+        #: Set when the connection is closed.
+        self.closed: asyncio.Future[None] = pump.future()
+        self._attached = False
+        #: Whether all frames there will be are in `_entries`; whether the last one was taken; whether all was written.
+        self._complete = False
+        self._ended = False
+        self._over = False
+        self._spoke = True
+        self._ignored = 0
+
+    @property
+    def delivered(self) -> Cursor:
+        """Return where the client is."""
+        return self.cursor
+
+    # --- What the relay calls, on its own thread --------------------------------------------------
+
+    def offer(self, entry: Entry) -> bool:
+        """Take an entry. Returns False if the client is too slow, and must be dropped from the reader for now."""
+        if entry[0] <= self.read_to:
+            return True
+        if len(self._entries) >= self._limit:
+            self._attached = False
+            # The loop may just have taken the last entry, and would not know that no more will come.
+            self._pump.wake(self)
+            return False
+        self.read_to = entry[0]
+        self._entries.append(entry)
+        self._pump.wake(self)
+        return True
+
+    # --- What asyncio calls -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin: the head, whatever comes before the first frame, then the relay."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=BUFFER_BYTES)
+        self._transport.write(self._head)
+        self.write_available()
+        self._beat()
+
+    def data_received(self, data: bytes) -> None:
+        """Ignore what a client says while it is answered, if it is not too much."""
+        self._ignored += len(data)
+        if self._ignored > _MAX_IGNORED_BYTES:
+            self.abort()
+
+    def eof_received(self) -> None:
+        """Take a client that says no more for one that left, unless it has been given everything."""
+        if not self._over:
+            self.abort()
+
+    def pause_writing(self) -> None:
+        """Make no more for a client that does not take what it has."""
+        self._expect_progress()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        if self._stalled is not None and not self._over:
+            self._stalled.cancel()
+            self._stalled = None
+            self.write_available()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  why makes no difference
+        """Clean up; a request that only this client waited for is abandoned."""
+        how = "ended" if self._over else "broken off"
+        self._over = True
+        self._relay.detach(self)
+        self._pump.streams.discard(self)
+        for timer in (self._timer, self._stalled):
+            if timer is not None:
+                timer.cancel()
+        if not self._ended and self._abandon is not None:
+            self._pump.later(self._abandon)
+        # As the server's own lines are, which does not see this one's end.
+        self._pump.access.info(
+            '%s "%s" 200 %dB %dms request %s %s',
+            time.strftime("[%d/%b/%Y:%H:%M:%S %z]"),
+            self._name,
+            self._size,
+            (time.monotonic() - self._started_at) * 1000,
+            self.row.request_id,
+            how,
+        )
+        self.closed.set_result(None)
+
+    # --- What the pump calls ----------------------------------------------------------------------
+
+    def write_available(self) -> None:
+        """Write what can be made of the frames that have come, unless the client is behind."""
+        if self._over or self._transport is None or self._transport.is_closing() or self._stalled is not None:
+            return
+        chunks: list[bytes] = []
+        size = 0
+        while size < BUFFER_BYTES:
+            try:
+                chunk = next(self._body)
+            except StopIteration:
+                self._write(chunks)
+                self._finish()
+                return
+            except Exception as error:  # whatever it is must not end the loop, and its text may quote the answer
+                logger.error("request %s: unexpected %s in its stream", self.row.request_id, type(error).__name__)
+                self.abort()
+                return
+            if chunk is HEARTBEAT:
+                if not self._entries:
+                    break
+                continue
+            chunks.append(chunk)
+            size += len(chunk)
+        self._write(chunks)
+        if size >= BUFFER_BYTES:
+            self._pump.wake(self)
+        elif not self._attached:
+            self._attached = True
+            self._pump.attach(self._attach)
+
+    def end_with(self, frames: Iterable[Frame]) -> None:
+        """Take the frames that a request ended with, as the database has them."""
+        if not self._over:
+            self._relay.detach(self)
+            self._entries.clear()
+            self._entries.extend(frame for frame in frames if frame.cursor > self.cursor)
+            self._complete = True
+            self.write_available()
+
+    def abort(self) -> None:
+        """Cut the client off."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _available(self) -> Iterator[Frame | None]:
+        while True:
+            if not self._entries:
+                if self._complete:
+                    return
+                yield None
+                continue
+            item = self._entries.popleft()
+            frame = item if isinstance(item, Frame) else Frame.unseal(self._data_key, self.row.request_id, *item)
+            if not isinstance(item, Frame) and not frame.cursor.follows(self.cursor):
+                # Redis lost what lies between. It is all in SQL once the request has ended.
+                if frame.terminal:
+                    self._pump.look(self)
+                continue
+            self.cursor = frame.cursor
+            self._ended = frame.terminal
+            yield frame
+            if frame.terminal:
+                return
+
+    def _attach(self) -> None:
+        self._relay.attach([self])
+        if self._over:
+            # It ended meanwhile, and may have been detached before it was attached.
+            self._relay.detach(self)
+
+    def _write(self, chunks: list[bytes]) -> None:
+        data = b"".join(chunks)
+        if data and self._transport is not None:
+            self._spoke = True
+            self._size += len(data)
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def _finish(self) -> None:
+        """Say that this is all. The client closes: had it said something, closing first could cost it our last words."""
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            if self._chunked:
+                self._transport.write(b"0\r\n\r\n")
+            with suppress(OSError):
+                self._transport.write_eof()
+            self._expect_progress()
+
+    def _expect_progress(self) -> None:
+        """Cut the client off if it takes nothing more of what waits for it, or does not close when it has it all."""
+        if self._transport is not None:
+            held = self._transport.get_write_buffer_size()
+            if self._stalled is not None:
+                self._stalled.cancel()
+            after_s = STALL_S if held else LINGER_S
+            self._stalled = asyncio.get_running_loop().call_later(after_s, self._check_progress, held)
+
+    def _check_progress(self, held: int) -> None:
+        if self._transport is not None and self._transport.get_write_buffer_size() < held:
+            self._expect_progress()
+        else:
+            self.abort()
+
+    def _beat(self) -> None:
+        if self._over:
+            return
+        if not self._spoke and self._stalled is None:
+            self._write([HEARTBEAT])
+            # Silence: perhaps the request ended without a word, its worker lost after the commit.
+            self._pump.look(self)
+        self._spoke = False
+        self._timer = asyncio.get_running_loop().call_later(self._heartbeat_s, self._beat)
