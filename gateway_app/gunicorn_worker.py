@@ -17,6 +17,7 @@ class Worker(ThreadWorker):
     """Serves requests in threads, and streams without. `stops_at` is when a graceful stop has to be over."""
 
     stops_at = 0.0
+    _full = False
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Note when the graceful stop began."""
@@ -28,9 +29,13 @@ class Worker(ThreadWorker):
         """Take a connection in. With no file left for it, it waits: failing would end every stream there is."""
         try:
             super().accept(listener)
+            self._full = False
         except OSError as error:
             if error.errno not in _NO_FILES_LEFT:
                 raise
+            if not self._full:
+                self.log.warning("no file is left for another connection: raise the limit of open files")
+            self._full = True
             time.sleep(_FULL_S)
 
     def finish_request(self, conn: Any, fs: Any) -> None:

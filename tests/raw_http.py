@@ -32,7 +32,8 @@ class RawClient:
     ) -> RawClient:
         """Send a request with a JSON body; return the client."""
         content = b"" if body is None else json.dumps(body).encode()
-        lines = [f"{method} {path} {version}", "Host: gateway", f"Content-Length: {len(content)}"]
+        lines = [f"{method} {path} {version}", "Host: gateway"]
+        lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"] if content else []
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items() if value is not None]
         self.socket.sendall("\r\n".join([*lines, "", ""]).encode() + content)
         return self
@@ -102,7 +103,7 @@ def _unchunked(content: bytes) -> bytes:
     at = 0
     while True:
         end = content.index(b"\r\n", at)
-        assert re.fullmatch(rb"[0-9a-f]+", content[at:end]), f"no chunk begins with {content[at : at + 20]!r}"
+        assert re.fullmatch(rb"[0-9a-fA-F]+", content[at:end]), f"no chunk begins with {content[at : at + 20]!r}"
         length, begin = int(content[at:end], 16), end + 2
         at = begin + length + 2
         assert content[at - 2 : at] == b"\r\n", "a chunk is longer or shorter than it says"

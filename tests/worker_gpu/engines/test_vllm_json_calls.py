@@ -119,6 +119,23 @@ def test_control_characters_in_strings_are_escaped(value: dict[str, str], cuts: 
     assert json.loads("".join(reader.read(piece) for piece in pieces(text + rest, cuts))) == meant
 
 
+NASTY = {"a\\": '"}]{["', "b": ["\\\\", '\\"', {"c": "\u2028"}], "": "x\\"}
+
+
+@pytest.mark.parametrize("at", range(len(json.dumps(NASTY))))
+def test_no_place_is_bad_to_cut_at(at: int) -> None:
+    """Not between a backslash and what it escapes, either."""
+    text = json.dumps(NASTY)
+    reader = JsonText(one_object=True)
+    assert reader.read(text[:at]) + reader.read(text[at:] + "} rest") == text
+    call = f'[{{"name": "f", "parameters": {text}}}, {{"name": "g", "parameters": {{}}}}]'
+    cut = (at + call.index(text)) / len(call)
+    assert [(name, json.loads(arguments)) for name, arguments in read(ArrayOfCalls(), call, [cut])[1]] == [
+        ("f", NASTY),
+        ("g", {}),
+    ]
+
+
 # --- Making the schema ----------------------------------------------------------------------------
 
 

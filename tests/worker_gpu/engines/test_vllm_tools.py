@@ -176,6 +176,18 @@ def test_whatever_a_model_says_ends_no_request(parsers: dict[str, ToolParser], t
         assert calls or said == text
 
 
+def test_answer_may_come_with_its_end(parsers: dict[str, ToolParser]) -> None:
+    """All tokens at once, the one that ended it among them, though that is no part of the text."""
+    text = '{"name": "weather", "parameters": {"city": "B"}}; {"name": "confirm", "parameters": {"city": "C"}}'
+    form = parsers["llama3_json"].form(ToolUse(tools=TOOLS), None, [])
+    assert form is not None
+    tokenizer = parsers["llama3_json"]._tokenizer
+    ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+    _, deltas, reason = ToolReader(form.source(), "id{}".format, single=False).read(text, ids, "stop")
+    assert [delta.name for delta in deltas if delta.name] == ["weather", "confirm"]
+    assert reason == "tool_calls"
+
+
 def test_half_a_call_stays_half(parsers: dict[str, ToolParser]) -> None:
     """At max_tokens, a call without arguments is not a call with none."""
     text = '<tool_call>{"name": "weather", "argum'
