@@ -383,9 +383,11 @@ def test_the_reader_is_dropped_as_the_last_entry_is_taken(place: Place) -> None:
     assert time.monotonic() - began < PATIENCE_S / 4
 
 
-def test_a_reader_that_takes_nothing(place: Place, little: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_takes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is cut off, and what only it waited for is cancelled; one that takes a little now and then is not."""
     monkeypatch.setattr(pumped, "STALL_S", 0.5)
+    # Too much to be taken in that time.
+    monkeypatch.setattr(pumped, "BUFFER_BYTES", 8 * SMALL)
     with place.chatting(SMALL) as (client, request_id):
         watched = place.submit()
         slow = place.ask("GET", f"/v1/tasks/{watched}/events", SMALL)
@@ -431,6 +433,8 @@ def test_a_stream_that_cannot_be_made(place: Place, caplog: pytest.LogCaptureFix
     def broken(frames: Iterable[Frame | None]) -> Iterator[bytes]:
         for frame in frames:
             if frame is not None and frame.event == "delta":
+                for stream in tuple(place.pump.streams):
+                    place.pump.wake(stream)
                 raise ValueError(f"no words for {frame.data['text']!r}")
             yield sse.of_frame(frame)
 
@@ -444,6 +448,7 @@ def test_a_stream_that_cannot_be_made(place: Place, caplog: pytest.LogCaptureFix
         assert without_comments(good.to_end()) == b"".join(map(sse.of_frame, replay(1, said)))
     wait_until(lambda: abandoned, PATIENCE_S, "it to be abandoned")
     assert f"request {request_id}: unexpected ValueError in its stream" in caplog.text
+    assert f"request {request_id} broken off" in caplog.text
     assert "secret" not in caplog.text
     assert abandoned == [request_id]
 
