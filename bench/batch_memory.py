@@ -29,7 +29,8 @@ from gateway_app.batches.upload import receive
 from gateway_app.governance.api_keys import ApiKeys, Caller
 from tasks.audit.events import Subject
 from tasks.crypto import KEY_BYTES, KeyWrapper
-from tasks.db import Database, now, upgrade
+from tasks.db import Database, now
+from tasks.migrating import upgrade
 from tasks.schema import requests
 from tasks.schema_batches import batches
 from tasks.settings import DatabaseGroup

@@ -17,7 +17,7 @@ import pytest
 import redis
 import requests
 
-from tasks.db import upgrade
+from tasks.migrating import upgrade
 from tasks.settings import CONFIG_VARIABLE, KEY_BYTES, PREFIX, SECRET_NAMES, settings
 from tasks.stream import stream_key
 from tests.conftest import new_key

@@ -19,7 +19,7 @@ import requests
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from gateway_app import build
-from tasks.db import upgrade
+from tasks.migrating import upgrade
 from tasks.settings import CONFIG_VARIABLE, KEY_BYTES, PREFIX, SECRET_NAMES, settings
 from tests.conforming import watched
 from tests.conftest import new_key

@@ -13,7 +13,8 @@ from gateway_app.batches.batches import Batches
 from gateway_app.batches.files import Files
 from gateway_app.governance.api_keys import ApiKeys, Caller
 from tasks.crypto import KEY_BYTES, KeyWrapper
-from tasks.db import Database, upgrade
+from tasks.db import Database
+from tasks.migrating import upgrade
 from tasks.settings import DatabaseGroup
 from tests.gateway_app.batches.driving import Create
 from tests.gateway_app.batches.fakes import URL, FakeGateway, jsonl, store

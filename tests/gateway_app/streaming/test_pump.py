@@ -30,8 +30,8 @@ from gateway_app.streaming.pump import Make, Pump
 from gateway_app.streaming.pumped import PumpedStream
 from gateway_app.streaming.relay import Relay
 from gateway_app.streaming.watch import Watcher
-from tasks.db import upgrade
 from tasks.job import Piece
+from tasks.migrating import upgrade
 from tasks.settings import PREFIX, settings
 from tasks.stream import START, Cursor, Frame, opening, replay
 from tests.conftest import new_key
