@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 
 from flask import Flask, Response, request
 from pydantic import BaseModel, ValidationError
@@ -27,12 +28,14 @@ def path_of(rule: str) -> str:
 def watched(app: Flask, faults: list[str]) -> Flask:
     """Return the application; what is wrong with any answer it gives from now on is added to `faults`.
 
-    The events of streams are not looked at, and neither are routes that the document does not name.
+    The events of streams are not looked at, nor what Flask answers once a WebSocket has ended, which nobody is sent, nor
+    routes that the document does not name.
     """
 
     def check(response: Response) -> Response:
         path = path_of(request.url_rule.rule) if request.url_rule is not None else ""
-        if (request.method, path) in BY_ROUTE:
+        was_socket = "Upgrade" in request.headers and response.status_code == HTTPStatus.OK
+        if (request.method, path) in BY_ROUTE and not was_socket:
             body = b"" if response.is_streamed else response.get_data()
             try:
                 conforms(request.method, path, response.status_code, dict(response.headers), body)

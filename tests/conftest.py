@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from xdist.scheduler import LoadFileScheduling
 
 from gateway_app import build
 from gateway_app.governance.api_keys import ApiKeys
@@ -19,10 +22,36 @@ from tasks.db import Database
 from tasks.migrating import upgrade
 from tasks.settings import CONFIG_VARIABLE, KEY_BYTES, PREFIX, SECRET_NAMES, settings
 from tests.conforming import watched
-from tests.services import PostgresServer, RedisServer
+from tests.services import PostgresServer, RedisServer, require
 from tests.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).parents[1]
+#: Where vLLM's engine runs. Two at once would take each other's processors, and many times as long.
+RUN_VLLM = (
+    "tests/gateway_app/openai/test_tools_and_forms.py",
+    "tests/test_journey.py",
+    "tests/worker_gpu/engines/test_orphans.py",
+    "tests/worker_gpu/engines/test_vllm",
+)
+
+
+class Schedule(LoadFileScheduling):  # type: ignore[misc]
+    """Gives each process whole files, and to one of them all that run vLLM."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "vllm" if nodeid.startswith(RUN_VLLM) else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Schedule | None:
+    """Share out the files to the processes of `pytest -n`."""
+    return Schedule(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs vLLM where it is not installed, or fail in CI."""
+    if item.get_closest_marker("vllm"):
+        require("vllm")
 
 
 @pytest.fixture(autouse=True)
@@ -96,12 +125,36 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return the URL of an empty database without tables; the test runs once for each kind of database."""
-    if request.param == "sqlite":
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """Return which kind of database the test runs on; it runs once for each."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, database_kind: str, tmp_path: Path) -> str:
+    """Return the URL of an empty database without tables."""
+    if database_kind == "sqlite":
         return f"sqlite:///{tmp_path / 'gateway.db'}"
     url: str = request.getfixturevalue("postgres_url")
     return url
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an SQLite database that has all tables and no rows, to be copied."""
+    path = tmp_path_factory.mktemp("template") / "gateway.db"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def migrated_url(request: pytest.FixtureRequest, database_kind: str, sqlite_template: Path, tmp_path: Path) -> str:
+    """Return the URL of a database that has all tables and no rows. None is migrated anew, which would take minutes."""
+    if database_kind == "sqlite":
+        return f"sqlite:///{shutil.copy(sqlite_template, tmp_path)}"
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return server.migrated_url(upgrade)
 
 
 @pytest.fixture(scope="session")
@@ -111,15 +164,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def configured(redis_url: str, database_url: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def configured(redis_url: str, migrated_url: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Configure this process, and those it starts, for a gateway on empty services, its database migrated."""
     monkeypatch.setenv("REDIS_URL", redis_url)
-    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("DATABASE_URL", migrated_url)
     monkeypatch.setenv(f"{PREFIX}ENGINE__KIND", "simulated")
     monkeypatch.setenv(f"{PREFIX}ENGINE__MODEL", str(tiny_model))
     monkeypatch.setenv(f"{PREFIX}GOVERNANCE__PROFILES_DIRECTORY", str(ROOT / "profiles"))
     settings.cache_clear()
-    upgrade(database_url)
 
 
 @pytest.fixture
@@ -134,7 +186,7 @@ def client(configured: None) -> Iterator[FlaskClient]:
     client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {new_key('default')}"
     with app.extensions["closing"]:
         yield client
-    assert faults == []
+    assert not faults, faults
 
 
 def new_key(organization: str) -> str:

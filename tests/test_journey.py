@@ -16,7 +16,7 @@ from flask.testing import FlaskClient
 from tasks.db import Database
 from tasks.schema import audit_events
 from tasks.settings import PREFIX, settings
-from tests.services import require, wait_until
+from tests.services import wait_until
 from tests.workers import Worker
 
 AGENT = "incident-responder"
@@ -35,11 +35,11 @@ def worker(configured: None, tmp_path: Path) -> Iterator[Worker]:
 
 
 @pytest.mark.vllm
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
 def test_the_real_engine_answers_and_caches_the_profile(
     client: FlaskClient, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tasks for one agent on vLLM: both recorded and streamed alike, the second with its profile in the cache."""
-    require("vllm")
     monkeypatch.setenv(f"{PREFIX}ENGINE__KIND", "vllm")
     monkeypatch.setenv(f"{PREFIX}ENGINE__KV_CACHE_GIB", "0.25")
     start(worker, client)
@@ -55,7 +55,7 @@ def test_the_real_engine_answers_and_caches_the_profile(
 
 
 def test_no_word_of_a_prompt_is_stored_in_the_open(
-    client: FlaskClient, worker: Worker, redis_url: str, database_url: str, caplog: pytest.LogCaptureFixture
+    client: FlaskClient, worker: Worker, redis_url: str, migrated_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither Redis, as its own monitor sees it, nor the database, nor a log holds the directive or the answer."""
     seen: list[str] = []
@@ -81,7 +81,7 @@ def test_no_word_of_a_prompt_is_stored_in_the_open(
     for where, text in (
         ("redis", "\n".join(seen)),
         ("log", worker.log.read_text() + caplog.text),
-        ("database", dump(database_url)),
+        ("database", dump(migrated_url)),
     ):
         assert CANARY not in text, where
         assert answer not in text, where
@@ -158,9 +158,9 @@ def kinds(request_id: str) -> list[str]:
         database.close()
 
 
-def dump(database_url: str) -> str:
+def dump(migrated_url: str) -> str:
     """Return everything that is stored in the database, as text."""
-    engine = sa.create_engine(database_url)
+    engine = sa.create_engine(migrated_url)
     with engine.connect() as connection:
         tables = sa.inspect(connection).get_table_names()
         rows = [row for table in tables for row in connection.execute(sa.text(f"SELECT * FROM {table}"))]

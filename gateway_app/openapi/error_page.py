@@ -48,7 +48,8 @@ def tree(root: type[GatewayError]) -> Iterator[type[GatewayError]]:
 
 
 def _table(errors: Iterable[type[GatewayError]]) -> str:
-    rows = sorted({error.code: error for error in errors}.values(), key=lambda error: (error.status, error.code))
+    # A kind of error that has no code of its own is told apart by its detail alone.
+    rows = sorted((error for error in errors if "code" in vars(error)), key=lambda error: (error.status, error.code))
     return _COLUMNS + "".join(
         f"| `{error.code}` | {error.status} | {error.title()} | {error.hint} | {'yes' if error.retryable else 'no'} |\n"
         for error in rows

@@ -111,12 +111,12 @@ class Task:
         return shown
 
 
-def terminal_kinds(database_url: str, request_id: str) -> list[str]:
+def terminal_kinds(migrated_url: str, request_id: str) -> list[str]:
     """Return the kinds of a request's terminal events."""
     query = sa.select(audit_events.c.kind).where(
         audit_events.c.request_id == request_id, audit_events.c.kind.in_(TERMINAL_KINDS)
     )
-    engine = sa.create_engine(database_url)
+    engine = sa.create_engine(migrated_url)
     with engine.connect() as connection:
         kinds = list(connection.execute(query).scalars())
     engine.dispose()
@@ -136,7 +136,7 @@ def tasks(gateway: Fleet) -> Iterator[list[Task]]:
 # --- Queued ---------------------------------------------------------------------------------------
 
 
-def test_a_queued_task_ends_at_once(client: FlaskClient, database_url: str) -> None:
+def test_a_queued_task_ends_at_once(client: FlaskClient, migrated_url: str) -> None:
     """Without any worker. Who watches is told long before the next heartbeat, and so is who comes later."""
     accepted: dict[str, Any] = client.post("/v1/tasks", json=TASK).get_json()
     path, events = accepted["links"]["self"], accepted["links"]["events"]
@@ -164,7 +164,7 @@ def test_a_queued_task_ends_at_once(client: FlaskClient, database_url: str) -> N
     assert seen[-1][1] in client.get(events).text
     cursor = seen[-1][1].splitlines()[0].removeprefix("id: ")
     assert client.get(events, headers={"Last-Event-ID": cursor}).status_code == 204
-    assert terminal_kinds(database_url, accepted["id"]) == ["cancelled"]
+    assert terminal_kinds(migrated_url, accepted["id"]) == ["cancelled"]
 
 
 def test_redis_is_not_needed_to_cancel_what_waits(client: FlaskClient, redis_url: str) -> None:
@@ -371,8 +371,8 @@ def frozen(worker: Worker) -> None:
     os.kill(worker.process.pid, signal.SIGSTOP)
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_a_worker_that_dies_before_it_heard_of_it(client: FlaskClient, worker: Worker, database_url: str) -> None:
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
+def test_a_worker_that_dies_before_it_heard_of_it(client: FlaskClient, worker: Worker, migrated_url: str) -> None:
     """The task is marked, and says so. The next worker that gets its message ends it without running it."""
     worker.start()
     wait_until(lambda: client.get("/readyz").json["status"] == "ready", PATIENCE_S, "a worker")
@@ -389,5 +389,5 @@ def test_a_worker_that_dies_before_it_heard_of_it(client: FlaskClient, worker: W
     wait_until(lambda: client.get(path).json["status"] == "cancelled", PATIENCE_S, "the other worker to end it")
     shown = client.get(path).get_json()
     assert (shown["attempt"], shown["cancelling"], shown["error"]["code"]) == (1, False, "cancelled")
-    assert terminal_kinds(database_url, accepted["id"]) == ["cancelled"]
+    assert terminal_kinds(migrated_url, accepted["id"]) == ["cancelled"]
     assert "event: cancelled" in client.get(accepted["links"]["events"]).text

@@ -91,14 +91,6 @@ def raise_epoch(connection: Connection, request_id: str) -> None:
     )
 
 
-@pytest.fixture(scope="module")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a migrated SQLite database to copy: migrating anew would be most of a run's time."""
-    path = tmp_path_factory.mktemp("template") / "gateway.db"
-    upgrade(f"sqlite:///{path}")
-    return path
-
-
 # --- Anything in any order ------------------------------------------------------------------------
 
 
@@ -404,14 +396,16 @@ def test_anything_in_any_order(sqlite_template: Path, machine: type[Machine]) ->
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, sqlite_template: Path) -> Iterator[Engine]:
+def engine(
+    request: pytest.FixtureRequest, sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
     """Return an engine on a migrated database, which the tests share: each has requests of its own."""
     if request.param == "sqlite":
-        url = f"sqlite:///{sqlite_template}"
+        path = shutil.copy(sqlite_template, tmp_path_factory.mktemp("lifecycle"))
+        url = f"sqlite:///{path}"
     else:
         server: PostgresServer = request.getfixturevalue("postgres_server")
-        url = server.url(server.create_database())
-        upgrade(url)
+        url = server.migrated_url(upgrade)
     engine = create_engine(DatabaseGroup(url=url))
     yield engine
     engine.dispose()

@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -281,12 +280,10 @@ def with_worker(work: Callable[[Worker], Coroutine[Any, Any, None]]) -> None:
 
 
 @pytest.fixture(params=["sqlite"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Return the URL of an empty database: what PostgreSQL does differently, the tests of the lifecycle look at."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'gateway.db'}"
-    url: str = request.getfixturevalue("postgres_url")
-    return url
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """Return which it is: what PostgreSQL does differently, the tests of the lifecycle look at."""
+    kind: str = request.param
+    return kind
 
 
 pytestmark = pytest.mark.usefixtures("configured")
@@ -658,7 +655,7 @@ def test_a_message_of_a_request_that_nobody_wants_any_more(state: str, begun: bo
 # --- At random ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["sqlite", "postgresql"], indirect=True)
 def test_cancelling_at_any_moment() -> None:
     """Sixty requests of random length, each cancelled at a random moment: each has one end, whichever was first, and
     what is stored of it is what was told.

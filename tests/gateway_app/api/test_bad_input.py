@@ -98,7 +98,7 @@ BAD_FIELDS = {
 }
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
 def test_bad_fields(client: FlaskClient) -> None:
     """The same for what a task may say of itself, one after the other."""
     for name, (body, status, code) in BAD_FIELDS.items():

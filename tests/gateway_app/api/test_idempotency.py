@@ -27,7 +27,7 @@ from tests.services import wait_until
 TASK: dict[str, Any] = {"agent": "incident-responder", "directive": "What now?"}
 KEY = "3b1f-the-same-again"
 #: What a test does not need to be told by both databases.
-SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+SQLITE = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
 
 
 def ask(client: FlaskClient, key: str | None = KEY, caller: str | None = None, **fields: Any) -> TestResponse:

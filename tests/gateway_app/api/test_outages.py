@@ -126,13 +126,13 @@ def test_a_full_queue(
 
 
 def test_cancelling_while_the_database_is_away(
-    client: FlaskClient, database_url: str, request: pytest.FixtureRequest
+    client: FlaskClient, migrated_url: str, request: pytest.FixtureRequest
 ) -> None:
     """503, and nothing has changed; it works as soon as the database is back."""
-    postgres = request.getfixturevalue("postgres_server") if database_url.startswith("postgresql") else None
+    postgres = request.getfixturevalue("postgres_server") if migrated_url.startswith("postgresql") else None
     accepted = client.post("/v1/tasks", json=TASK).get_json()
     path = accepted["links"]["self"]
-    with away(database_url, postgres):
+    with away(migrated_url, postgres):
         answer = client.delete(path)
         assert (answer.status_code, answer.json["code"]) == (503, "database_unavailable")
     wait_until(lambda: client.delete(path).status_code == 200, 20, "the database to be used again")
@@ -140,12 +140,12 @@ def test_cancelling_while_the_database_is_away(
 
 
 def test_database_away(
-    client: FlaskClient, own_redis: RedisServer, database_url: str, request: pytest.FixtureRequest
+    client: FlaskClient, own_redis: RedisServer, migrated_url: str, request: pytest.FixtureRequest
 ) -> None:
     """Refused with 503, and nothing is queued that is not recorded."""
-    postgres = request.getfixturevalue("postgres_server") if database_url.startswith("postgresql") else None
+    postgres = request.getfixturevalue("postgres_server") if migrated_url.startswith("postgresql") else None
     assert client.post("/v1/tasks", json=TASK).status_code == 202
-    with away(database_url, postgres):
+    with away(migrated_url, postgres):
         answer = client.post("/v1/tasks", json=TASK)
         assert (answer.status_code, answer.json["code"]) == (503, "database_unavailable")
         assert int(answer.headers["Retry-After"]) > 0
@@ -168,10 +168,10 @@ def test_a_database_without_tables_is_said_so(
 
 
 @contextmanager
-def away(database_url: str, server: PostgresServer | None) -> Iterator[None]:
+def away(migrated_url: str, server: PostgresServer | None) -> Iterator[None]:
     """Take the database away for a while: PostgreSQL is killed, SQLite's file locked by somebody else."""
     if server is None:
-        connection = sqlite3.connect(make_url(database_url).database or "", isolation_level=None)
+        connection = sqlite3.connect(make_url(migrated_url).database or "", isolation_level=None)
         connection.execute("BEGIN EXCLUSIVE")
         # In WAL mode a reader still sees the last commit, which is as it should be; only writing is blocked.
         yield

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,9 +49,9 @@ MOST_SOCKETS = 20
 
 
 @pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    """Return SQLite's: what a database is like is no matter here."""
-    return f"sqlite:///{tmp_path / 'gateway.db'}"
+def database_kind() -> str:
+    """Return SQLite: what a database is like is no matter here."""
+    return "sqlite"
 
 
 @pytest.fixture(autouse=True)

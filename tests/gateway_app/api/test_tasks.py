@@ -17,7 +17,7 @@ from tests.services import wait_until
 
 TASK: dict[str, Any] = {"agent": "incident-responder", "directive": "What now?"}
 #: What a list does is the same on both databases; where it depends on how they compare, a test runs on both.
-SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+SQLITE = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
 FIELDS = {
     "id", "status", "cancelling", "api", "agent", "project_id", "priority", "attempt", "created_at", "deadline",
     "finished_at", "links",

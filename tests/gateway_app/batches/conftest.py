@@ -14,17 +14,15 @@ from gateway_app.batches.files import Files
 from gateway_app.governance.api_keys import ApiKeys, Caller
 from tasks.crypto import KEY_BYTES, KeyWrapper
 from tasks.db import Database
-from tasks.migrating import upgrade
 from tasks.settings import DatabaseGroup
 from tests.gateway_app.batches.driving import Create
 from tests.gateway_app.batches.fakes import URL, FakeGateway, jsonl, store
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
+def database(migrated_url: str) -> Iterator[Database]:
     """Return the migrated database."""
-    upgrade(database_url)
-    database = Database(DatabaseGroup(url=database_url))
+    database = Database(DatabaseGroup(url=migrated_url))
     yield database
     database.close()
 

@@ -211,7 +211,7 @@ while True:
 """
 
 
-def test_processes_that_are_killed(database: Database, database_url: str, caller: Caller) -> None:
+def test_processes_that_are_killed(database: Database, migrated_url: str, caller: Caller) -> None:
     """`kill -9` of gateway processes, two at a time, again and again: every line is run once and answered once."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
@@ -221,7 +221,7 @@ def test_processes_that_are_killed(database: Database, database_url: str, caller
     files = Files(database, keys)
     content = jsonl(*(line(f"r-{number}") for number in range(300)))
     batch_id = Batches(database, keys).create(caller, URL, store(files, database, caller, content)).batch_id
-    command = [sys.executable, "-c", PROCESS, database_url, secret.hex()]
+    command = [sys.executable, "-c", PROCESS, migrated_url, secret.hex()]
     processes: list[subprocess.Popen[str]] = []
     kills = 0
     deadline = time.monotonic() + 150

@@ -75,6 +75,7 @@ def test_the_window_is_kept(gateway: FakeGateway, files: Files, create: Create) 
     assert max(seen) == 10
 
 
+@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
 def test_memory(gateway: FakeGateway, files: Files, database: Database, caller: Caller, batches: Batches) -> None:
     """A batch takes the memory of its window, not of its file; bench/batch_memory.py measures a whole one."""
     pad = "x" * 10_000

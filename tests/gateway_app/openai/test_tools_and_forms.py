@@ -48,7 +48,6 @@ class Verdict(BaseModel):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Return a gateway whose worker runs the tiny model on vLLM, with a template that shows tools."""
-    require("vllm")
     model = make_tiny_model(tmp_path_factory.mktemp("model"), template=TOOL_TEMPLATE)
     options = {"ENGINE__KIND": "vllm", "ENGINE__KV_CACHE_GIB": "0.25", "ENGINE__TOOL_PARSER": "hermes"}
     with standing(tmp_path_factory.mktemp("gateway"), model, **options) as made:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,9 +27,9 @@ HEARTBEAT_S = 0.2
 
 
 @pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    """Return SQLite's: what a database is like is no matter here."""
-    return f"sqlite:///{tmp_path / 'gateway.db'}"
+def database_kind() -> str:
+    """Return SQLite: what a database is like is no matter here."""
+    return "sqlite"
 
 
 @pytest.fixture

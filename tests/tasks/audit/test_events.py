@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -25,14 +27,15 @@ NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(
+    request: pytest.FixtureRequest, sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
     """Return an engine on a migrated database, which all tests here share: the record cannot be emptied."""
     if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path_factory.mktemp('record') / 'gateway.db'}"
+        url = f"sqlite:///{shutil.copy(sqlite_template, tmp_path_factory.mktemp('record'))}"
     else:
         server: PostgresServer = request.getfixturevalue("postgres_server")
-        url = server.url(server.create_database())
-    upgrade(url)
+        url = server.migrated_url(upgrade)
     engine = create_engine(DatabaseGroup(url=url))
     yield engine
     engine.dispose()

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -20,8 +19,6 @@ import pytest
 
 from tests.tiny_model import make_tiny_model
 from worker_gpu.engines import orphans
-
-needs_vllm = pytest.mark.skipif(find_spec("vllm") is None and not os.environ.get("CI"), reason="vLLM is not installed")
 
 ROOT = Path(__file__).parents[3]
 PR_GET_PDEATHSIG = 2  # From <linux/prctl.h>.
@@ -167,7 +164,6 @@ def engine_process_appears(process: subprocess.Popen[str]) -> bool:
 
 
 @pytest.mark.vllm
-@needs_vllm
 def test_killed_while_starting(tmp_path: Path) -> None:
     """EngineCore ends though it has loaded no plugin yet."""
     with worker(tmp_path, "bond") as process:
@@ -177,7 +173,6 @@ def test_killed_while_starting(tmp_path: Path) -> None:
 
 
 @pytest.mark.vllm
-@needs_vllm
 def test_killed_while_serving(tmp_path: Path) -> None:
     """EngineCore ends by the plugin alone."""
     with worker(tmp_path, "plugin") as process:

@@ -12,7 +12,6 @@ import re
 import signal
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,7 @@ from worker_gpu.engines import create_engine, vllm
 from worker_gpu.engines.vllm import VllmEngine
 from worker_gpu.engines.vllm_sampling import Constraint, sampling_params
 
-# In CI a missing vLLM fails these tests; elsewhere it skips them.
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(find_spec("vllm") is None and not os.environ.get("CI"), reason="vLLM is not installed"),
-]
+pytestmark = pytest.mark.vllm
 
 SLOTS = 16
 WEATHER = {

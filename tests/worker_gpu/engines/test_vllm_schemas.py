@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from worker_gpu.engines.grammar_check import GrammarCheck
 from worker_gpu.engines.schema_limits import MAX_CHARACTERS, checked_text, schema_text
 from worker_gpu.engines.vllm_sampling import Constraint
 
-needs_vllm = pytest.mark.skipif(find_spec("vllm") is None and not os.environ.get("CI"), reason="vLLM is not installed")
 TEXT = {"type": "string"}
 WHOLE = {"type": "integer"}
 
@@ -95,7 +92,6 @@ def allows(schema: str, value: Any) -> bool:
 
 
 @pytest.mark.vllm
-@needs_vllm
 @pytest.mark.parametrize(("schema", "value"), FORBIDDEN)
 def test_what_a_schema_forbids_is_never_written(schema: dict[str, Any], value: Any) -> None:
     """Either the schema is refused, or its grammar does not let the value pass."""
@@ -110,7 +106,6 @@ def test_what_a_schema_forbids_is_never_written(schema: dict[str, Any], value: A
 
 
 @pytest.mark.vllm
-@needs_vllm
 @pytest.mark.parametrize(("schema", "value"), ALLOWED)
 def test_usual_schemas_are_followed(schema: dict[str, Any], value: Any) -> None:
     """A check that refused all would be safe, and of no use."""
@@ -177,7 +172,6 @@ def slow(repeats: int) -> Constraint:
 
 
 @pytest.mark.vllm
-@needs_vllm
 @pytest.mark.parametrize(
     ("constraint", "reason"),
     [
@@ -199,7 +193,6 @@ def test_refusals_say_why_in_one_line(
 
 
 @pytest.mark.vllm
-@needs_vllm
 def test_process_lives_until_its_input_ends(check: GrammarCheck, loop: asyncio.Runner) -> None:
     """As it does when whoever asks dies. One that has ended is started again for the next question."""
     loop.run(check.check(held_to(TEXT), "here"))
@@ -214,7 +207,6 @@ def test_process_lives_until_its_input_ends(check: GrammarCheck, loop: asyncio.R
 
 
 @pytest.mark.vllm
-@needs_vllm
 def test_slow_grammar_is_given_up_and_remembered(check: GrammarCheck, loop: asyncio.Runner) -> None:
     """The kernel ends the process that makes it. Asked again, the answer is at hand."""
     loop.run(check.check(held_to({"type": "null"}), "here"))
@@ -228,7 +220,6 @@ def test_slow_grammar_is_given_up_and_remembered(check: GrammarCheck, loop: asyn
 
 
 @pytest.mark.vllm
-@needs_vllm
 def test_request_that_goes_away_leaves_no_answer_behind(check: GrammarCheck, loop: asyncio.Runner) -> None:
     """The next question would be answered with it."""
 
@@ -246,7 +237,6 @@ def test_request_that_goes_away_leaves_no_answer_behind(check: GrammarCheck, loo
 
 
 @pytest.mark.vllm
-@needs_vllm
 def test_tokenizer_that_xgrammar_cannot_read_is_vllms_to_check(loop: asyncio.Runner) -> None:
     """As it is with Mistral's: then nothing is tried out, and nothing refused."""
     check = GrammarCheck(object(), VOCABULARY, compact=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +19,6 @@ from worker_gpu.engines.vllm_sampling import (
     token_logprobs,
 )
 from worker_gpu.engines.vllm_settings import engine_arguments, set_cpu_environment, set_environment
-
-needs_vllm = pytest.mark.skipif(find_spec("vllm") is None and not os.environ.get("CI"), reason="vLLM is not installed")
 
 
 def test_options_override_every_other_setting() -> None:
@@ -75,7 +72,6 @@ def test_nothing_is_compiled_where_the_model_is_not(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.vllm
-@needs_vllm
 def test_sampling_reaches_vllm_unchanged() -> None:
     """Each parameter has its counterpart; a top_k of 0 means no limit to both."""
     names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed")
@@ -99,7 +95,6 @@ def test_sampling_reaches_vllm_unchanged() -> None:
 
 
 @pytest.mark.vllm
-@needs_vllm
 def test_choices_logprobs_and_special_tokens_reach_vllm() -> None:
     """Several greedy choices are drawn from the one likeliest token; one greedy choice is greedy."""
     plain = sampling_params(Sampling())
@@ -111,7 +106,6 @@ def test_choices_logprobs_and_special_tokens_reach_vllm() -> None:
 
 
 @pytest.mark.vllm
-@needs_vllm
 @pytest.mark.parametrize(
     "constraint",
     [Constraint("json", "{}"), Constraint("json_object"), Constraint("structural_tag", "{}"), Constraint("regex", "a")],

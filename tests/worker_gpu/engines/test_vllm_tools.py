@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,10 +23,7 @@ from worker_gpu.engines.vllm_parsed_calls import ParsedCalls
 from worker_gpu.engines.vllm_sampling import Constraint
 from worker_gpu.engines.vllm_tools import LOGGERS, ToolParser
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(find_spec("vllm") is None and not os.environ.get("CI"), reason="vLLM is not installed"),
-]
+pytestmark = pytest.mark.vllm
 
 #: Tokens that parsers look for in the vocabulary of the models they are for.
 MARKS = ["<|python_tag|>", "[TOOL_CALLS]", "[ARGS]"]
