@@ -283,7 +283,7 @@ def test_a_client_that_is_gone_before_it_is_answered(place: Place, how: str) -> 
         response({"gunicorn.socket": server, "REQUEST_METHOD": "GET", "PATH_INFO": "/"}, refuse)
     wait_until(lambda: abandoned, PATIENCE_S, "the request to be abandoned")
     wait_until(lambda: not place.pump.streams, PATIENCE_S, "the stream to be gone")
-    assert not place.watching(request_id)
+    wait_until(lambda: not place.watching(request_id), PATIENCE_S, "the relay to feed nobody")
     assert abandoned == [request_id]
 
 
