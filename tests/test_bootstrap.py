@@ -20,7 +20,7 @@ import pytest
 from tests.services import wait_until
 
 ROOT = Path(__file__).parents[1]
-WAIT_S = 20.0
+WAIT_S = 60.0
 LINUX = ("Linux", "x86_64", "processor : 0\nflags\t\t: fpu avx avx2 bmi2\n", ("glibc", "2.36"))
 NO_TORCH = "ERROR: No matching distribution found for torch==2.13.0+cpu"
 #: Stands in for the environment's Python: notes how it was called. `{special}` is for what one test wants of it.

@@ -23,9 +23,9 @@ from tests.serving import Served, standing
 from tests.workers import ROOT
 
 #: Cases of each operation, made at random; before them, each rule of the document is tried once.
-EXAMPLES = 5
+EXAMPLES = 3
 #: Sequences of operations that lead from one to the other.
-SEQUENCES = 15
+SEQUENCES = 12
 #: The parts of the API, by their paths; those of the first lead nowhere.
 ALONE = ("/(?!v1/)", "/v1/(chat|stream)")
 LINKING = ("/v1/tasks", "/v1/responses", "/v1/models", "/v1/profiles", "/v1/(files|batches)")
