@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection, Row
 from gateway_app.streaming.watch import Watcher
 from tasks import lifecycle
 from tasks.errors import AlreadyFinished, GatewayError, NotFound
+from tasks.idempotency import forget
 from tasks.queueing.publisher import Publisher
 from tasks.schema import TERMINAL_STATES
 from tasks.stream import FIELD, ended, stream_key
@@ -49,7 +50,7 @@ class Canceller:
         def give_up(on: Connection) -> Row[Any] | None:
             before = lifecycle.cancel(on, request_id, organization)
             if before is not None and before.state not in TERMINAL_STATES:
-                lifecycle.forget(on, request_id, organization)
+                forget(on, request_id, organization)
             return before
 
         try:

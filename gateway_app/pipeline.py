@@ -27,9 +27,9 @@ from tasks.audit.events import Subject
 from tasks.crypto import KeyWrapper, seal
 from tasks.db import Database, now
 from tasks.errors import DatabaseUnavailable, DeadlinePassed, GatewayError, PolicyVeto, QueueFull, QueueUnavailable
+from tasks.idempotency import Idempotency, earlier_use, forget
 from tasks.ids import new_request_id
 from tasks.job import Job, TaskRequest
-from tasks.lifecycle import Idempotency
 from tasks.queueing.publisher import Publisher
 
 
@@ -170,7 +170,7 @@ class Pipeline:
 
     def _used(self, organization: str, idempotency: Idempotency) -> bool:
         """Tell whether the request was taken already: then it needs no room in the queue, and was in time."""
-        found = self.database.read(lambda connection: lifecycle.earlier_use(connection, organization, idempotency))
+        found = self.database.read(lambda connection: earlier_use(connection, organization, idempotency))
         return found is not None
 
     def _publish(self, caller: Caller, job: Job, wrapped_key: bytes) -> None:
@@ -184,7 +184,7 @@ class Pipeline:
 
             def fail(connection: Connection) -> None:
                 lifecycle.finish(connection, attempt, "failed", code=code)
-                lifecycle.forget(connection, job.request_id, caller.organization)
+                forget(connection, job.request_id, caller.organization)
 
             self.database.write(fail)
             raise

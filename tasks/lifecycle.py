@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -24,13 +24,13 @@ from sqlalchemy.engine import Connection, Row
 
 from tasks.audit.events import Subject, ciphertext_hash, event, record
 from tasks.db import now
-from tasks.errors import AttemptsExhausted, Cancelled, Expired, IdempotencyConflict
+from tasks.errors import AttemptsExhausted, Cancelled, Expired
+from tasks.idempotency import Idempotency, remember
 from tasks.ids import made_at
 from tasks.job import Result
-from tasks.schema import TERMINAL_STATES, idempotency_keys, requests
+from tasks.schema import TERMINAL_STATES, requests
 
 FIRST_EPOCH = 1
-IDEMPOTENCY_KEPT = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,6 @@ class Admission:
     idempotency: Idempotency | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Idempotency:
-    """A client's word that a request is the same as an earlier one: keyed hashes of its key and of the body."""
-
-    key_hash: bytes
-    body_hash: bytes
-
-
 def admit(connection: Connection, admission: Admission) -> str:
     """Record the request as received and admitted, and store it as queued; return its id.
 
@@ -67,7 +59,7 @@ def admit(connection: Connection, admission: Admission) -> str:
     at = now()
     subject = admission.subject
     if admission.idempotency is not None:
-        earlier = _remember(connection, subject, admission.idempotency, at)
+        earlier = remember(connection, subject, admission.idempotency, at)
         if earlier is not None:
             return earlier
     connection.execute(
@@ -103,39 +95,6 @@ def admit(connection: Connection, admission: Admission) -> str:
         ),
     )
     return subject.request_id
-
-
-def _remember(connection: Connection, subject: Subject, key: Idempotency, at: datetime) -> str | None:
-    """Return the id of the request that used the key before; if there is none, note that this one does."""
-    connection.execute(sa.delete(idempotency_keys).where(idempotency_keys.c.created_at < at - IDEMPOTENCY_KEPT))
-    earlier = earlier_use(connection, subject.organization, key)
-    if earlier is None:
-        row = {"organization": subject.organization, "key_hash": key.key_hash, "body_hash": key.body_hash}
-        connection.execute(sa.insert(idempotency_keys), {**row, "request_id": subject.request_id, "created_at": at})
-        return None
-    if earlier.body_hash != key.body_hash:
-        raise IdempotencyConflict
-    return str(earlier.request_id)
-
-
-def earlier_use(connection: Connection, organization: str, key: Idempotency) -> Row[Any] | None:
-    """Return the row that says which request used the key within the last day, if any did."""
-    return connection.execute(
-        sa.select(idempotency_keys).where(
-            idempotency_keys.c.organization == organization,
-            idempotency_keys.c.key_hash == key.key_hash,
-            idempotency_keys.c.created_at >= now() - IDEMPOTENCY_KEPT,
-        )
-    ).one_or_none()
-
-
-def forget(connection: Connection, request_id: str, organization: str) -> None:
-    """Let the idempotency key of a request that could not be queued be used again."""
-    connection.execute(
-        sa.delete(idempotency_keys).where(
-            idempotency_keys.c.organization == organization, idempotency_keys.c.request_id == request_id
-        )
-    )
 
 
 def refuse(

@@ -21,7 +21,7 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
-from gateway_app.streaming.relay import Entry, Feed, Subscription
+from gateway_app.streaming.feed import Entry, Feed, Subscription
 from gateway_app.streaming.watch import Watcher
 from tasks.crypto import DecryptionFailed
 from tasks.errors import DatabaseUnavailable, GatewayError, NotFound, StreamUnavailable

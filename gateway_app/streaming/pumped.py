@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy.engine import Row
 
 from gateway_app.api.sse import HEARTBEAT
-from gateway_app.streaming.relay import Entry
+from gateway_app.streaming.feed import Entry
 from tasks.stream import Cursor, Frame, stream_key
 
 if TYPE_CHECKING:

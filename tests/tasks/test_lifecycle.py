@@ -30,9 +30,10 @@ from tasks import lifecycle
 from tasks.audit.events import Subject, ciphertext_hash
 from tasks.db import create_engine, now
 from tasks.errors import IdempotencyConflict
+from tasks.idempotency import Idempotency, earlier_use, forget
 from tasks.ids import new_request_id
 from tasks.job import Piece, Result, Timings, Usage
-from tasks.lifecycle import FIRST_EPOCH, Attempt, Idempotency, NotStarted
+from tasks.lifecycle import FIRST_EPOCH, Attempt, NotStarted
 from tasks.migrating import upgrade
 from tasks.schema import KINDS, TERMINAL_KINDS, TERMINAL_STATES, audit_events, idempotency_keys, requests
 from tasks.settings import DatabaseGroup
@@ -108,8 +109,9 @@ class Machine(RuleBasedStateMachine):
         sa.event.listen(self.engine, "connect", lambda driver, _record: driver.execute("PRAGMA synchronous=OFF"))
         self.connection = self.engine.connect()
         self.time = NOON
-        self.clock = mock.patch.object(lifecycle, "now", self.now)
-        self.clock.start()
+        self.clocks = [mock.patch(f"tasks.{module}.now", self.now) for module in ("lifecycle", "idempotency")]
+        for clock in self.clocks:
+            clock.start()
 
     def now(self) -> datetime:
         """Return what time it is here."""
@@ -117,7 +119,8 @@ class Machine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Remove the run's database, and give the module its clock back."""
-        self.clock.stop()
+        for clock in self.clocks:
+            clock.stop()
         self.connection.close()
         self.engine.dispose()
         shutil.rmtree(self.folder)
@@ -358,7 +361,7 @@ class Idempotent(Machine):
         """A request could not be queued: its key is free again. Another organization cannot free it."""
         owner, key = choose.choice(sorted(self.held))
         request_id = self.held[owner, key][1]
-        self.do(lambda c: lifecycle.forget(c, request_id, organization or owner))
+        self.do(lambda c: forget(c, request_id, organization or owner))
         if organization is None:
             del self.held[owner, key]
 
@@ -773,12 +776,12 @@ def test_a_key_is_free_again_after_a_day_or_when_it_is_forgotten(engine: Engine)
     with engine.connect() as connection:
         kept = connection.execute(sa.select(idempotency_keys.c.request_id)).scalars().all()
         assert (ids[0] in kept, ids[1] in kept) == (True, False)
-        assert lifecycle.earlier_use(connection, organization, idempotency("b", "x")) is None
+        assert earlier_use(connection, organization, idempotency("b", "x")) is None
     assert admit(engine, new_admission(organization, idempotency=idempotency("b", "y"))) not in ids
     with engine.execution_options(immediate=True).begin() as connection:
-        lifecycle.forget(connection, ids[0], "somebody else")
-        assert lifecycle.earlier_use(connection, organization, idempotency("a", "x")) is not None
-        lifecycle.forget(connection, ids[0], organization)
+        forget(connection, ids[0], "somebody else")
+        assert earlier_use(connection, organization, idempotency("a", "x")) is not None
+        forget(connection, ids[0], organization)
     assert admit(engine, new_admission(organization, idempotency=idempotency("a", "y"))) not in ids
 
 

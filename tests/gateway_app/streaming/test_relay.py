@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import redis
 
-from gateway_app.streaming.relay import BLOCK_S, Entry, Relay, Subscription
+from gateway_app.streaming.feed import Entry, Subscription
+from gateway_app.streaming.relay import BLOCK_S, Relay
 from tasks.queueing.publisher import connect
 from tasks.stream import FIELD, START, Cursor, stream_key
 from tests.services import RedisServer, wait_until
