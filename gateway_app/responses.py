@@ -13,7 +13,6 @@ from gateway_app.openai.response_input import answered, input_items
 from gateway_app.openai.responses import completed, outset, response
 from gateway_app.streaming.watch import Watcher
 from tasks.errors import AnswerChanged, NotCompleted, NotFound
-from tasks.ids import is_request_id
 from tasks.job import TaskRequest
 from tasks.stream import Frame
 
@@ -27,7 +26,7 @@ class Responses:
     def find(self, response_id: str, organization: str, param: str | None = None) -> Row[Any]:
         """Return the response's row. Raises NotFound, for requests that came through another API too."""
         try:
-            row = self.watcher.find(response_id, organization) if is_request_id(response_id) else None
+            row = self.watcher.find(response_id, organization)
         except NotFound:
             row = None
         if row is None or row.api != "responses":

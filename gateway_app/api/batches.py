@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from flask import Blueprint, Response, g, jsonify, request
+from flask import Blueprint, Response, g, jsonify
 from pydantic import Field, StringConstraints
 from sqlalchemy.engine import Row
 
@@ -56,9 +56,7 @@ def blueprint(keys: ApiKeys, batches: Batches, driver: Driver) -> Blueprint:
     routes = Blueprint("batches", __name__, url_prefix="/v1/batches")
     routes.before_app_request(driver.start)
 
-    @routes.before_request
-    def authenticate() -> None:
-        g.caller = keys.authenticate(request.headers.get("Authorization"))
+    reading.require_key(routes, keys)
 
     @routes.post("")
     def create() -> Response:

@@ -10,32 +10,24 @@ from sqlalchemy.engine import Row
 from gateway_app.api import reading
 from gateway_app.governance.api_keys import ApiKeys
 from gateway_app.openai import completions
-from gateway_app.openai.chat_body import TIERS, ChatBody
+from gateway_app.openai.chat_body import ChatBody
+from gateway_app.openai.governance import TIER_OF
 from gateway_app.pipeline import Pipeline
 from gateway_app.streaming import presence
 from gateway_app.streaming.pump import Make
 from gateway_app.synchronous import Synchronous
-from tasks.errors import GatewayError
 from tasks.job import TaskRequest
-
-_TIER_OF = {priority: tier for tier, priority in TIERS.items()}
 
 
 def blueprint(keys: ApiKeys, pipeline: Pipeline, synchronous: Synchronous, tool_parser: str | None) -> Blueprint:
     """Return the routes, over what they need."""
     chat = Blueprint("chat", __name__, url_prefix="/v1")
 
-    @chat.before_request
-    def authenticate() -> None:
-        g.caller = keys.authenticate(request.headers.get("Authorization"))
+    reading.require_key(chat, keys)
 
     @chat.post("/chat/completions")
     def complete() -> Response:
-        try:
-            content, key = reading.body(), reading.idempotency_key()
-        except GatewayError as refusal:
-            pipeline.refuse(g.caller, refusal)
-            raise
+        content, key = reading.submission(pipeline)
         asked: list[ChatBody] = []
 
         def read() -> TaskRequest:
@@ -69,6 +61,6 @@ def head(row: Row[Any], model: str) -> dict[str, Any]:
         "id": row.request_id,
         "created": int(row.created_at.timestamp()),
         "model": model,
-        "service_tier": _TIER_OF[row.priority] if row.priority != "normal" else "default",
+        "service_tier": TIER_OF[row.priority],
         "system_fingerprint": None,
     }

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
-from pydantic_core import from_json
 from sqlalchemy.engine import Row
 from wsproto.frame_protocol import CloseReason
 
@@ -26,8 +25,7 @@ from gateway_app.governance.api_keys import Caller
 from gateway_app.streaming.multiplex import Outcome, Watches
 from gateway_app.streaming.socket import Socket
 from gateway_app.streaming.watch import Watcher
-from tasks.errors import GatewayError, InvalidJson, InvalidRequest, NotFound, TooManyWatches
-from tasks.ids import is_request_id
+from tasks.errors import GatewayError, InvalidRequest, NotFound, TooManyWatches
 from tasks.job import Frozen
 from tasks.stream import START, Cursor, Frame
 
@@ -118,7 +116,7 @@ class Conversation:
         """Do what a message says, and answer it. Whatever is wrong with it is the answer."""
         about: dict[str, Any] = {}
         try:
-            content = _object(text)
+            content = reading.parse(text, "message")
             about = {name: content[name] for name in ("ref", "id") if _short(content.get(name))}
             operation = content.get("op")
             if not isinstance(operation, str) or operation not in self._operations:
@@ -164,22 +162,10 @@ class Conversation:
             raise TooManyWatches(f"a socket watches at most {self._limit} tasks at once")
 
     def _find(self, request_id: str) -> Row[Any]:
-        if not is_request_id(request_id):
-            raise NotFound("there is no such task")
         return self._watcher.find(request_id, self._caller.organization)
 
     def _say(self, operation: str, content: dict[str, Any]) -> None:
         self._socket.send(_json({"op": operation, **content}))
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        content = from_json(text, allow_inf_nan=False)
-    except ValueError as error:
-        raise InvalidJson(f"the message is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InvalidRequest("the message must be a JSON object")
-    return content
 
 
 def _short(value: object) -> bool:

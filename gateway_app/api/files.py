@@ -38,9 +38,7 @@ def blueprint(keys: ApiKeys, files: Files, database: Database, max_bytes: int) -
     """Return the routes, over what they need. `max_bytes` is the largest file that may be uploaded."""
     routes = Blueprint("files", __name__, url_prefix="/v1/files")
 
-    @routes.before_request
-    def authenticate() -> None:
-        g.caller = keys.authenticate(request.headers.get("Authorization"))
+    reading.require_key(routes, keys)
 
     @routes.post("")
     def create() -> Response:

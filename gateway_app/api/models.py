@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response, g, jsonify, request
+from flask import Blueprint, Response, g, jsonify
 
+from gateway_app.api import reading
 from gateway_app.governance.api_keys import ApiKeys
 from gateway_app.profiles import Profiles
 from tasks.errors import UnknownAgent
@@ -15,9 +16,7 @@ def blueprint(keys: ApiKeys, profiles: Profiles, model_name: str) -> Blueprint:
     """Return the routes, over what they need."""
     models = Blueprint("models", __name__, url_prefix="/v1/models")
 
-    @models.before_request
-    def authenticate() -> None:
-        g.caller = keys.authenticate(request.headers.get("Authorization"))
+    reading.require_key(models, keys)
 
     def known() -> list[dict[str, Any]]:
         agents = [

@@ -43,9 +43,10 @@ def blueprint(keys: ApiKeys, catalogue: Catalogue, editor: ProfileEditor) -> Blu
     """Return the routes, over what they need."""
     profiles = Blueprint("profiles", __name__, url_prefix="/v1/profiles")
 
+    reading.require_key(profiles, keys)
+
     @profiles.before_request
-    def authenticate() -> None:
-        g.caller = keys.authenticate(request.headers.get("Authorization"))
+    def check_name() -> None:
         if not _NAME.fullmatch((request.view_args or {}).get("agent", "none")):
             raise NotFound("no agent has a name like this")
 

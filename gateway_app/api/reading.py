@@ -6,12 +6,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from flask import request
+from flask import Blueprint, g, request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
-from tasks.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedMediaType
+from gateway_app.governance.api_keys import ApiKeys
+from gateway_app.pipeline import Pipeline
+from tasks.errors import BodyTooLarge, GatewayError, InvalidJson, InvalidRequest, UnsupportedMediaType
 
 M = TypeVar("M", bound=BaseModel)
 MAX_ERRORS_SHOWN = 20
@@ -19,6 +21,14 @@ MAX_PAGE = 100
 MAX_KEY_LENGTH = 255
 #: What is read and thrown away of a body that is too large, so that the client gets the answer and not a reset.
 _DRAIN_BYTES = 64 * 2**20
+
+
+def require_key(routes: Blueprint, keys: ApiKeys) -> None:
+    """Have every request for `routes` authenticated first: `g.caller` is whose it is."""
+
+    @routes.before_request
+    def authenticate() -> None:
+        g.caller = keys.authenticate(request.headers.get("Authorization"))
 
 
 def body() -> bytes:
@@ -42,14 +52,23 @@ def idempotency_key() -> str | None:
     return key
 
 
-def parse(content: bytes) -> dict[str, Any]:
-    """Return the JSON object that a body holds. Raises InvalidJson or InvalidRequest."""
+def submission(pipeline: Pipeline) -> tuple[bytes, str | None]:
+    """Return the body of a request for an answer, and its Idempotency-Key. A refusal is recorded before it is raised."""
+    try:
+        return body(), idempotency_key()
+    except GatewayError as refusal:
+        pipeline.refuse(g.caller, refusal)
+        raise
+
+
+def parse(content: bytes | str, what: str = "body") -> dict[str, Any]:
+    """Return the JSON object that a body, or `what` it is, holds. Raises InvalidJson or InvalidRequest."""
     try:
         value = from_json(content, allow_inf_nan=False)
     except ValueError as error:
-        raise InvalidJson(f"the body is not valid JSON: {error}") from None
+        raise InvalidJson(f"the {what} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise InvalidRequest("the body must be a JSON object")
+        raise InvalidRequest(f"the {what} must be a JSON object")
     return value
 
 

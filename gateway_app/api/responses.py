@@ -54,17 +54,11 @@ def blueprint(
     stored = Responses(synchronous.watcher)
     maker = _Maker(pipeline, synchronous, stored, tool_parser)
 
-    @responses.before_request
-    def authenticate() -> None:
-        g.caller = keys.authenticate(request.headers.get("Authorization"))
+    reading.require_key(responses, keys)
 
     @responses.post("")
     def create() -> Response:
-        try:
-            content, key = reading.body(), reading.idempotency_key()
-        except GatewayError as refusal:
-            pipeline.refuse(g.caller, refusal)
-            raise
+        content, key = reading.submission(pipeline)
         return maker.make(content, key)
 
     @responses.get("/<response_id>")

@@ -17,7 +17,7 @@ from gateway_app.pipeline import Accepted, Pipeline
 from gateway_app.streaming.watch import Watcher
 from gateway_app.synchronous import Synchronous
 from tasks import lifecycle
-from tasks.errors import GatewayError, InvalidRequest, NotFound, by_code
+from tasks.errors import InvalidRequest, by_code
 from tasks.ids import is_request_id
 from tasks.job import Frozen, Name, TaskRequest
 from tasks.schema import TERMINAL_STATES
@@ -47,17 +47,11 @@ def blueprint(keys: ApiKeys, pipeline: Pipeline, synchronous: Synchronous) -> Bl
     watcher, canceller = synchronous.watcher, synchronous.canceller
     tasks = Blueprint("tasks", __name__, url_prefix="/v1/tasks")
 
-    @tasks.before_request
-    def authenticate() -> None:
-        g.caller = keys.authenticate(request.headers.get("Authorization"))
+    reading.require_key(tasks, keys)
 
     @tasks.post("")
     def submit() -> tuple[Response, int, dict[str, str]]:
-        try:
-            body, key = reading.body(), reading.idempotency_key()
-        except GatewayError as refusal:
-            pipeline.refuse(g.caller, refusal)
-            raise
+        body, key = reading.submission(pipeline)
         accepted = pipeline.submit(g.caller, lambda: read_task(body), pipeline.idempotency(key, body))
         headers = {"Location": url_for("tasks.show", request_id=accepted.request_id)}
         if accepted.repeated:
@@ -97,8 +91,6 @@ def blueprint(keys: ApiKeys, pipeline: Pipeline, synchronous: Synchronous) -> Bl
 
 def find(watcher: Watcher, request_id: str) -> Row[Any]:
     """Return the caller's request. Raises NotFound."""
-    if not is_request_id(request_id):
-        raise NotFound("there is no such task")
     return watcher.find(request_id, g.caller.organization)
 
 

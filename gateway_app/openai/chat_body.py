@@ -9,13 +9,11 @@ from pydantic import Field
 
 from gateway_app.api.reading import validate
 from gateway_app.api.task_body import Metadata
-from gateway_app.openai.governance import governance_fields
+from gateway_app.openai.governance import governed
 from gateway_app.openai.messages import Message
 from gateway_app.openai.tools import Tool, ToolChoice, tool_use
 from tasks.errors import InvalidRequest, Unsupported
 from tasks.job import Frozen, Name, Priority, ResponseFormat, Sampling, TaskRequest
-
-TIERS: dict[str, Priority] = {"auto": "normal", "default": "normal", "flex": "low", "priority": "high"}
 
 
 class SchemaFormat(Frozen):
@@ -87,21 +85,16 @@ class ChatBody(Frozen):
         sampling = self._sampling()
         if tools is not None and sampling.response_format is not None:
             raise Unsupported("tools and a response_format cannot both say what the answer is", param="response_format")
-        metadata = dict(self.metadata or {})
-        governed = governance_fields(headers, metadata)
-        if self.user is not None:
-            metadata["user"] = self.user
-        priority = self.priority or (TIERS[self.service_tier] if self.service_tier else None)
-        if priority is not None:
-            governed["priority"] = priority
+        fields = governed(
+            headers, metadata=self.metadata, user=self.user, priority=self.priority, tier=self.service_tier
+        )
         return TaskRequest(
             api="chat",
             agent=None if self.model == model_name else self.model,
             messages=tuple(message.plain() for message in self.messages),
             tools=tools,
             sampling=sampling,
-            metadata=metadata,
-            **governed,
+            **fields,
         )
 
     def _sampling(self) -> Sampling:

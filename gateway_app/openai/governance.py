@@ -16,6 +16,10 @@ from tasks.errors import InvalidRequest
 from tasks.job import Frozen, Instant, Name, Priority
 
 HEADER_PREFIX = "X-MetaQore-"
+#: What OpenAI's service tiers mean here.
+TIERS: dict[str, Priority] = {"auto": "normal", "default": "normal", "flex": "low", "priority": "high"}
+#: The tier an answer names; of the two that mean normal it is the last, `default`.
+TIER_OF = {priority: tier for tier, priority in TIERS.items()}
 #: The fields that may also be keys of `metadata`. Its other keys are the caller's own.
 IN_METADATA = (
     *("task_type", "project_id", "artifact_id", "task_id", "provider_hint"),
@@ -54,3 +58,25 @@ def governance_fields(headers: Iterable[tuple[str, str]], metadata: Mapping[str,
         given[name] = value.strip()
     fields = validate(GovernanceFields, given)
     return {name: getattr(fields, name) for name in ("task_type", *given)}
+
+
+def governed(
+    headers: Iterable[tuple[str, str]],
+    *,
+    metadata: Mapping[str, str] | None,
+    user: str | None,
+    priority: Priority | None,
+    tier: str | None,
+) -> dict[str, Any]:
+    """Return the metadata, and the fields that are given, of a body that has these; its priority beats a header's.
+
+    Raises InvalidRequest.
+    """
+    own = dict(metadata or {})
+    fields = governance_fields(headers, own)
+    if user is not None:
+        own["user"] = user
+    chosen = priority or (TIERS[tier] if tier else None)
+    if chosen is not None:
+        fields["priority"] = chosen
+    return {"metadata": own, **fields}

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from gateway_app.api.reading import validate
 from gateway_app.api.task_body import Metadata
-from gateway_app.openai.chat_body import TIERS, SchemaFormat
-from gateway_app.openai.governance import governance_fields
+from gateway_app.openai.chat_body import SchemaFormat
+from gateway_app.openai.governance import governed
 from gateway_app.openai.response_input import ITEM_KINDS, Input, conversation
 from gateway_app.openai.tools import Function, FunctionName, NamedFunction, NamedTool, Tool, tool_use
 from tasks.errors import Unsupported
@@ -139,13 +139,9 @@ class ResponseBody(Frozen):
         tools, sampling = self._tools(tool_parser), self._sampling()
         if tools is not None and sampling.response_format is not None:
             raise Unsupported("tools and a text.format cannot both say what the answer is", param="text.format")
-        metadata = dict(self.metadata or {})
-        governed = governance_fields(headers, metadata)
-        if self.user is not None:
-            metadata["user"] = self.user
-        priority = self.priority or (TIERS[self.service_tier] if self.service_tier else None)
-        if priority is not None:
-            governed["priority"] = priority
+        fields = governed(
+            headers, metadata=self.metadata, user=self.user, priority=self.priority, tier=self.service_tier
+        )
         before = () if self.previous_response_id is None else earlier(self.previous_response_id)
         system = () if self.instructions is None else ({"role": "system", "content": self.instructions},)
         return TaskRequest(
@@ -154,9 +150,8 @@ class ResponseBody(Frozen):
             messages=(*system, *conversation(before, self.input)),
             tools=tools,
             sampling=sampling,
-            metadata=metadata,
             asked=self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_NOT_SHOWN),
-            **governed,
+            **fields,
         )
 
     def _tools(self, parser: str | None) -> ToolUse | None:

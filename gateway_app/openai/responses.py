@@ -10,12 +10,11 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
-from gateway_app.openai.chat_body import TIERS
+from gateway_app.openai.governance import TIER_OF
 from tasks.errors import by_code
 from tasks.ids import PREFIX
 from tasks.job import Piece, Result, TaskRequest, Usage
 
-_TIER_OF = {priority: tier for tier, priority in TIERS.items()} | {"normal": "default"}
 _STATUS_OF = {"running": "in_progress", "expired": "failed"}
 #: The key of the answer's text among its parts; a call's is its index.
 TEXT = None
@@ -66,7 +65,7 @@ def outset(row: Row[Any], task: TaskRequest, status: str) -> dict[str, Any]:
         "parallel_tool_calls": asked.get("parallel_tool_calls", True),
         "previous_response_id": asked.get("previous_response_id"),
         "reasoning": {"effort": None, "summary": None},
-        "service_tier": _TIER_OF[row.priority],
+        "service_tier": TIER_OF[row.priority],
         "store": asked.get("store", True),
         "temperature": asked.get("temperature", 1.0),
         "text": {"format": {"type": "text"}, **asked.get("text", {})},

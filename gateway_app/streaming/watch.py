@@ -20,6 +20,7 @@ from tasks import lifecycle
 from tasks.crypto import KeyWrapper, unseal
 from tasks.db import Database, now
 from tasks.errors import InvalidCursor, NotFound
+from tasks.ids import is_request_id
 from tasks.job import Result, TaskRequest
 from tasks.schema import TERMINAL_STATES
 from tasks.stream import FIELD, START, Cursor, Frame, ended, replay, stream_key
@@ -37,7 +38,9 @@ class Watcher:
     heartbeat_s: float
 
     def find(self, request_id: str, organization: str) -> Row[Any]:
-        """Return the request's row. Raises NotFound for an unknown id and for another organization's alike."""
+        """Return the request's row. Raises NotFound for what is no id, an unknown one, and another organization's."""
+        if not is_request_id(request_id):
+            raise NotFound("there is no such task")
         row = self.database.read(lambda connection: lifecycle.find(connection, request_id, organization))
         if row is not None and row.state == "queued" and row.deadline is not None and row.deadline <= now():
             # No worker took it in time, and none may come to notice.
