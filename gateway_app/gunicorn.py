@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import time
 from contextlib import suppress
@@ -45,6 +46,9 @@ def post_worker_init(worker: Any) -> None:
     pump = worker.wsgi.extensions["pump"]
     pump.access = worker.log.access_log
     pump.enabled = True
+    # What there is by now stays: searching all of it for garbage would hold every stream up, again and again.
+    gc.collect()
+    gc.freeze()
 
 
 def worker_exit(_server: object, worker: Any) -> None:

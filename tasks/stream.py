@@ -24,6 +24,8 @@ from tasks.job import Piece, Result
 #: The field of a Redis stream entry that holds the sealed frame.
 FIELD = b"f"
 TERMINAL_EVENTS = frozenset({"completed", "failed", "cancelled", "expired"})
+#: Made once: `json.dumps` with options makes an encoder at each call.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _CURSOR = re.compile(r"(\d{1,10})-(\d{1,15})")
 
 
@@ -73,8 +75,7 @@ class Frame:
 
     def seal(self, data_key: bytes, request_id: str) -> bytes:
         """Return the frame encrypted, bound to its place in the stream."""
-        content = json.dumps([self.event, self.data], ensure_ascii=False, separators=(",", ":"))
-        return seal(data_key, content.encode(), _context(request_id, self.cursor))
+        return seal(data_key, _encode([self.event, self.data]).encode(), _context(request_id, self.cursor))
 
     @classmethod
     def unseal(cls, data_key: bytes, request_id: str, cursor: Cursor, sealed: bytes) -> Frame:
@@ -99,8 +100,10 @@ def completed(cursor: Cursor, result: Result) -> Frame:
     return Frame(cursor, "completed", {"finish_reason": result.finish_reason, **_all_reasons(result), **facts})
 
 
-def delta(cursor: Cursor, piece: Piece) -> Frame:
+def delta(cursor: Cursor, piece: Piece | str) -> Frame:
     """Return the frame that carries `piece`; what is usual (the first choice, nothing but text) is left out."""
+    if isinstance(piece, str):
+        return Frame(cursor, "delta", {"text": piece})
     return Frame(cursor, "delta", {"text": piece.text, **piece.model_dump(mode="json", exclude_defaults=True)})
 
 

@@ -1,7 +1,9 @@
 """Writing response streams, in few and large pieces.
 
-Text that comes within a few milliseconds travels as one frame, and the frames of all requests travel in one pipeline.
-With many streams the milliseconds become more, up to the fifth of a second that no reader minds.
+Text that comes within a few milliseconds travels as one frame, and the frames of many requests travel in one pipeline.
+With many streams the milliseconds become more, up to the fifth of a second that no reader minds. Streams keep their own
+time: a crowd goes out in several small pipelines, one after another, so that whoever relays and reads the first works
+while the next is made, and no token waits for the frames of all others.
 
 The worker never waits for a client, and while it runs it never waits for Redis either: frames that cannot be sent are
 kept and sent when Redis is back. Only the end of a request waits for its frames to be sent, before its lease is
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Sequence
 
 import redis
@@ -34,23 +37,31 @@ _NOT_NEWER = "equal or smaller"
 class RequestStream:
     """The stream of one attempt.
 
-    `pieces` are what its frames carried so far, `unsent` the frames that Redis has not confirmed yet.
+    `unsent` are the frames that Redis has not confirmed yet; `due_at` is when text of it is sent next, in seconds of the
+    loop's clock.
     """
 
     def __init__(self, writer: StreamWriter, request_id: str, data_key: bytes, attempt: int) -> None:
         self.request_id = request_id
         self.data_key = data_key
         self.attempt = attempt
-        self.pieces: list[Piece] = []
         self.unsent: list[Frame] = []
+        self.due_at = 0.0
         self.sent = asyncio.Event()
+        # Plain text is kept as such: a million small objects would make each search for garbage a long pause.
+        self._carried: list[Piece | str] = []
         self._waiting: dict[int, list[Delta]] = {}
         self._writer = writer
 
     @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """Return what its frames carried so far."""
+        return tuple(Piece(text=part) if isinstance(part, str) else part for part in self._carried)
+
+    @property
     def next_cursor(self) -> Cursor:
         """Return where the frame after all pieces goes."""
-        return Cursor(self.attempt, len(self.pieces) + 1)
+        return Cursor(self.attempt, len(self._carried) + 1)
 
     def write(self, delta: Delta) -> None:
         """Send what a delta says, soon."""
@@ -61,23 +72,30 @@ class RequestStream:
     def cut(self) -> None:
         """Make a frame of what waits, one a choice, so that what was written so far has its place in the stream."""
         for waiting in self._waiting.values():
-            piece = joined(waiting)
-            self.unsent.append(stream.delta(self.next_cursor, piece))
-            self.pieces.append(piece)
+            part = joined(waiting)
+            self.unsent.append(stream.delta(self.next_cursor, part))
+            self._carried.append(part)
         self._waiting.clear()
 
     async def end(self, frame: Frame) -> None:
         """Send the terminal frame; return when Redis has it."""
         self.unsent.append(frame)
         self.sent.clear()
+        self.due_at = 0.0
         self._writer.wake(self)
         await self.sent.wait()
 
 
-def joined(deltas: Sequence[Delta]) -> Piece:
-    """Return deltas of one choice as one piece. Half a surrogate pair, which nothing can encode, becomes a ?."""
+def joined(deltas: Sequence[Delta]) -> Piece | str:
+    """Return deltas of one choice as one piece, or its text if there is nothing else to it.
+
+    Half a surrogate pair, which nothing can encode, becomes a ?.
+    """
+    text = _encodable("".join(delta.text for delta in deltas))
+    if not deltas[0].choice and not any(delta.tool_calls or delta.logprobs for delta in deltas):
+        return text
     return Piece(
-        text=_encodable("".join(delta.text for delta in deltas)),
+        text=text,
         choice=deltas[0].choice,
         tool_calls=tuple(
             ToolCallDelta(
@@ -115,6 +133,7 @@ class StreamWriter:
         self._join_max_s = max(settings.join_max_ms, settings.join_ms) / 1000
         self._retention_s = settings.retention_s
         self._waiting: set[RequestStream] = set()
+        self._open: weakref.WeakSet[RequestStream] = weakref.WeakSet()
         self._awake = asyncio.Event()
 
     def open(self, request_id: str, data_key: bytes, attempt: int) -> RequestStream:
@@ -126,7 +145,9 @@ class StreamWriter:
 
     def reopen(self, request_id: str, data_key: bytes, attempt: int) -> RequestStream:
         """Return a stream that lacks only its last frame."""
-        return RequestStream(self, request_id, data_key, attempt)
+        stream = RequestStream(self, request_id, data_key, attempt)
+        self._open.add(stream)
+        return stream
 
     def wake(self, stream: RequestStream) -> None:
         """Note that `stream` has something to send."""
@@ -134,20 +155,27 @@ class StreamWriter:
         self._awake.set()
 
     async def send_forever(self) -> None:
-        """Send what waits, then let text gather for a moment."""
+        """Send what is due, then let text gather for a moment."""
+        clock = asyncio.get_running_loop().time
         while True:
             await self._awake.wait()
-            self._awake.clear()
-            streams, self._waiting = self._waiting, set()
+            # The more streams there are, the more a frame each would cost whoever relays and reads them.
+            crowd = min(1.0, len(self._open) / CROWD)
+            tick_s = self._join_s * (1 + crowd)
+            now = clock()
+            streams = {stream for stream in self._waiting if stream.due_at <= now}
+            self._waiting -= streams
             try:
                 await self._send(streams)
-                # The more streams there are, the more a frame each would cost whoever relays and reads them.
-                crowd = min(1.0, len(streams) / CROWD)
-                await asyncio.sleep(self._join_s + (self._join_max_s - self._join_s) * crowd)
+                due_at = now + (self._join_max_s - self._join_s) * crowd
+                for stream in streams:
+                    stream.due_at = due_at
+                if not self._waiting:
+                    self._awake.clear()
+                await asyncio.sleep(tick_s)
             except redis.RedisError as error:
                 logger.warning("frames are kept until Redis takes them: %s", type(error).__name__)
                 self._waiting |= streams
-                self._awake.set()
                 await asyncio.sleep(_RETRY_S)
 
     async def _send(self, streams: set[RequestStream]) -> None:

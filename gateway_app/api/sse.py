@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
-from flask import Response, json
+from flask import Response
 
 from tasks.stream import Frame
 
 #: A comment: a client that is still there does not see it, and one that is gone is noticed by sending it.
 HEARTBEAT = b": still working\n\n"
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def respond(events: Iterable[bytes]) -> Response:
@@ -32,5 +34,5 @@ def event(data: object, name: str | None = None, event_id: str | None = None) ->
     """Return one event with JSON data."""
     lines = [f"id: {event_id}"] if event_id else []
     lines += [f"event: {name}"] if name else []
-    lines.append("data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")))
+    lines.append("data: " + _encode(data))
     return ("\n".join(lines) + "\n\n").encode()

@@ -26,7 +26,7 @@ from tasks.settings import StreamingGroup
 from tasks.stream import FIELD, START, Cursor, Frame, completed, delta, ended, opening, replay, stream_key
 from tests.services import RedisServer
 from worker_gpu.engines.base import Delta
-from worker_gpu.streams import RequestStream, StreamWriter
+from worker_gpu.streams import CROWD, RequestStream, StreamWriter
 
 PREFIX = "test:"
 KEY = os.urandom(KEY_BYTES)
@@ -95,6 +95,7 @@ def with_writer(
     work: Callable[[StreamWriter], Awaitable[None]],
     *,
     join_ms: float = 0.0,
+    join_max_ms: float = 120.0,
     retention_s: int = 3600,
     **options: Any,
 ) -> None:
@@ -102,7 +103,9 @@ def with_writer(
 
     async def run() -> None:
         client = AsyncRedis.from_url(url, socket_timeout=5, **options)
-        writer = StreamWriter(client, PREFIX, StreamingGroup(join_ms=join_ms, retention_s=retention_s))
+        writer = StreamWriter(
+            client, PREFIX, StreamingGroup(join_ms=join_ms, join_max_ms=join_max_ms, retention_s=retention_s)
+        )
         sending = asyncio.create_task(writer.send_forever())
         working = asyncio.ensure_future(cast("Coroutine[Any, Any, None]", work(writer)))
         try:
@@ -366,6 +369,29 @@ def test_text_that_comes_close_together_is_one_frame(redis_url: str) -> None:
     with_writer(redis_url, work, join_ms=50)
     with redis.Redis.from_url(redis_url) as client:
         assert len(frames_in(client, request_id)) <= 5
+
+
+def test_in_a_crowd_text_gathers_for_longer_and_the_end_waits_for_nothing(redis_url: str) -> None:
+    """A thousand streams send their text seldom. What a stream ends with goes out at once, all the same."""
+    request_id = new_request_id()
+
+    async def work(writer: StreamWriter) -> None:
+        crowd = [writer.reopen(new_request_id(), KEY, 1) for _ in range(CROWD)]
+        stream = writer.open(request_id, KEY, 1)
+        for number in range(20):
+            stream.write(said(Piece(text=f"{number} ")))
+            await asyncio.sleep(0.01)
+        assert len(stream.pieces) <= 1
+        stream.cut()
+        async with asyncio.timeout(2.5):
+            await stream.end(completed(stream.next_cursor, result_of(stream)))
+        assert len(crowd) == CROWD
+
+    with_writer(redis_url, work, join_max_ms=5000)
+    with redis.Redis.from_url(redis_url) as client:
+        frames = frames_in(client, request_id)
+        assert [frame.event for frame in frames][-1] == "completed"
+        assert "".join(frame.data.get("text", "") for frame in frames) == "".join(f"{number} " for number in range(20))
 
 
 def test_streams_are_forgotten(redis_url: str) -> None:
