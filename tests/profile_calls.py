@@ -39,6 +39,30 @@ def activate(client: FlaskClient, agent: str, version: int) -> TestResponse:
     return client.post(f"/v1/profiles/{agent}/activate", json={"version": version})
 
 
+def draft(client: FlaskClient, agent: str, extends: str | None, *roles: str, **fields: Any) -> TestResponse:
+    """Make an agent of roles alone, on a base."""
+    body = {"agent": agent, "extends": extends, "segments": [{"kind": "role", "text": role} for role in roles]}
+    return client.post("/v1/profiles", json={**body, **fields})
+
+
+def base(client: FlaskClient, agent: str, text: str, **fields: Any) -> TestResponse:
+    """Make a base, or another version of one that there is, and make it active."""
+    body = {"segments": [{"kind": "agent_base_profile", "text": text}], "activate": True, "abstract": True, **fields}
+    made = client.post(f"/v1/profiles/{agent}/versions", json=body)
+    return made if made.status_code != 404 else client.post("/v1/profiles", json={"agent": agent, **body})
+
+
+def change(client: FlaskClient, agent: str, what: str, headers: dict[str, str] | None = None, **fields: Any) -> Any:
+    """Post to one of an agent's paths."""
+    return client.post(f"/v1/profiles/{agent}/{what}", json=fields, headers=headers or {})
+
+
+def events() -> list[Row[Any]]:
+    """Return the changes of profiles in the record, in order."""
+    query = sa.select(audit_events).where(audit_events.c.kind == "profile_changed")
+    return read(query.order_by(audit_events.c.request_id))
+
+
 def run(client: FlaskClient, agent: str) -> TestResponse:
     """Send a task."""
     return client.post("/v1/tasks", json={"agent": agent, "directive": "What now?"})
@@ -59,7 +83,7 @@ def recorded(request_id: str) -> tuple[int, str]:
     return row.profile_version, row.static_profile_hash
 
 
-def read(query: sa.Select[Any]) -> list[Row[Any]]:
+def read(query: sa.Select[Any] | sa.TextClause) -> list[Row[Any]]:
     """Run a query on the gateway's database."""
     database = Database(settings().database)
     try:

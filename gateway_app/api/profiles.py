@@ -7,15 +7,16 @@ from dataclasses import asdict
 from typing import Any
 
 from flask import Blueprint, Response, g, jsonify, request, url_for
+from flask.blueprints import BlueprintSetupState
 from pydantic import Field
+from werkzeug.routing import BaseConverter
 
-from gateway_app.api import reading
+from gateway_app.api import profile_files, profile_switching, reading
 from gateway_app.governance.api_keys import ApiKeys
 from gateway_app.profiles.catalogue import Catalogue, Entry, Overview
-from gateway_app.profiles.changes import state
-from gateway_app.profiles.comparison import compare
-from gateway_app.profiles.drafts import MAX_VERSION, ActivateVersion, NewAgent, NewVersion, VersionNumber
-from gateway_app.profiles.editor import ProfileEditor
+from gateway_app.profiles.comparison import Comparison, compare
+from gateway_app.profiles.drafts import MAX_VERSION, NewAgent, NewVersion, VersionNumber
+from gateway_app.profiles.management import ProfileManagement
 from tasks.errors import NotFound
 from tasks.job import Frozen, Name
 from tasks.prompts.profile import Profile
@@ -39,11 +40,23 @@ class DiffQuery(Frozen):
     new: VersionNumber = Field(alias="to")
 
 
-def blueprint(keys: ApiKeys, catalogue: Catalogue, editor: ProfileEditor) -> Blueprint:
+class AgentConverter(BaseConverter):
+    """Takes any part of a path for an agent's name but `import`, which is a path of its own."""
+
+    regex = r"(?!import$)[^/]+"
+    part_isolating = True
+
+
+def blueprint(keys: ApiKeys, management: ProfileManagement) -> Blueprint:
     """Return the routes, over what they need."""
+    catalogue, editor = management.catalogue, management.editor
     profiles = Blueprint("profiles", __name__, url_prefix="/v1/profiles")
 
     reading.require_key(profiles, keys)
+
+    @profiles.record_once
+    def add_converter(state: BlueprintSetupState) -> None:
+        state.app.url_map.converters["agent"] = AgentConverter
 
     @profiles.before_request
     def check_name() -> None:
@@ -64,64 +77,48 @@ def blueprint(keys: ApiKeys, catalogue: Catalogue, editor: ProfileEditor) -> Blu
         document, tag = _whole(catalogue, draft.agent)
         return jsonify(document), 201, {"Location": url_for("profiles.show", agent=draft.agent), "ETag": tag}
 
-    @profiles.get("/<agent>")
+    @profiles.get("/<agent:agent>")
     def show(agent: str) -> tuple[Response, int, dict[str, str]]:
         document, tag = _whole(catalogue, agent)
         return jsonify(document), 200, {"ETag": tag}
 
-    @profiles.post("/<agent>/versions")
+    @profiles.post("/<agent:agent>/versions")
     def add(agent: str) -> tuple[Response, int, dict[str, str]]:
         draft = reading.validate(NewVersion, reading.parse(reading.body()))
-        version = editor.add(g.caller, agent, draft, _expected_states())
+        version = editor.add(g.caller, agent, draft, profile_switching.expected_states())
         entry, profile = catalogue.version(g.caller.organization, agent, version)
         location = url_for("profiles.version", agent=agent, number=version)
         return jsonify(_with_text(agent, entry, profile)), 201, {"Location": location}
 
-    @profiles.get("/<agent>/versions/<number>")
+    @profiles.get("/<agent:agent>/versions/<number>")
     def version(agent: str, number: str) -> Response:
         entry, profile = catalogue.version(g.caller.organization, agent, _number(number))
         return jsonify(_with_text(agent, entry, profile))
 
-    @profiles.post("/<agent>/activate")
-    def activate(agent: str) -> Response:
-        wanted = reading.validate(ActivateVersion, reading.parse(reading.body()))
-        done = editor.activate(g.caller, agent, wanted.version)
-        return jsonify(
-            agent=agent,
-            active_version=wanted.version,
-            previous_version=done.previous_version,
-            static_profile_hash=done.active.static_profile_hash,
-            static_token_count=done.active.static_token_count,
-            joinable=done.active.layout.joinable,
-            least_prompt_tokens=done.least_prompt_tokens,
-            context_window=done.context_window,
-        )
-
-    @profiles.get("/<agent>/diff")
+    @profiles.get("/<agent:agent>/diff")
     def diff(agent: str) -> Response:
         wanted = reading.query(DiffQuery)
         (_, old), (_, new) = (
             catalogue.version(g.caller.organization, agent, number) for number in (wanted.old, wanted.new)
         )
-        found = compare(old, new)
-        return jsonify(
-            agent=agent,
-            **{"from": wanted.old, "to": wanted.new},
-            shared_segments=found.shared_segments,
-            description_changed=found.description_changed,
-            changes=[asdict(change) for change in found.changes],
-            text="".join(change.diff for change in found.changes),
-        )
+        names = {"agent": agent, "from": wanted.old, "to": wanted.new}
+        return jsonify({**names, **difference(compare(old, new))})
 
+    profile_switching.add_routes(profiles, management)
+    profile_switching.add_canary_routes(profiles, management)
+    profile_files.add_routes(profiles, management, difference)
     return profiles
 
 
-def _expected_states() -> frozenset[str] | None:
-    """Return the states that If-Match allows the agent to be in; None if it allows any."""
-    if "If-Match" not in request.headers or request.if_match.star_tag:
-        return None
-    # A proxy that compresses answers makes their tags weak ones.
-    return frozenset(request.if_match.as_set(include_weak=True))
+def difference(found: Comparison) -> dict[str, Any]:
+    """Return how two versions differ, as it is sent."""
+    return {
+        "shared_segments": found.shared_segments,
+        "description_changed": found.description_changed,
+        "inheritance_changed": found.inheritance_changed,
+        "changes": [asdict(change) for change in found.changes],
+        "text": "".join(change.diff for change in found.changes),
+    }
 
 
 def _number(text: str) -> int:
@@ -132,17 +129,24 @@ def _number(text: str) -> int:
 
 def _whole(catalogue: Catalogue, agent: str) -> tuple[dict[str, Any], str]:
     """Return the document of an agent with all its versions and the active one's text, and its entity tag."""
-    overview, entries = catalogue.show(g.caller.organization, agent)
-    active = overview.active
+    organization = g.caller.organization
+    overview, entries = catalogue.show(organization, agent)
+    active, row = overview.active, overview.row
+    behind = catalogue.behind(organization, overview)
     document = {
         **_overview(overview),
-        "activated_at": overview.activated_at.isoformat() if overview.activated_at else None,
+        "previous_version": overview.previous_version,
+        "activated_at": row.activated_at.isoformat() if row and row.activated_at else None,
+        "retired_at": row.retired_at.isoformat() if row and row.retired_at else None,
+        "canary": profile_switching.canary(overview),
+        "behind": {"agent": behind[0].agent, "pinned": behind[0].version, "active": behind[1]} if behind else None,
+        "children_behind": catalogue.children_behind(organization, agent),
         "versions": [_entry(entry) for entry in entries],
         "active": None,
     }
     if active is not None:
-        document["active"] = _with_text(agent, active, catalogue.text(g.caller.organization, agent, active))
-    return document, f'"{state(overview.newest_version, active.version if active else 0)}"'
+        document["active"] = _with_text(agent, active, catalogue.text(organization, agent, active))
+    return document, f'"{overview.tag}"'
 
 
 def _overview(overview: Overview) -> dict[str, Any]:
@@ -151,6 +155,8 @@ def _overview(overview: Overview) -> dict[str, Any]:
         "agent": overview.agent,
         "description": active.description if active else "",
         "source": active.source if active else "api",
+        "abstract": active.abstract if active else False,
+        "retired": overview.row is not None and overview.row.retired_at is not None,
         "active_version": active.version if active else None,
         "newest_version": overview.newest_version,
         "version_count": overview.version_count,
@@ -160,9 +166,14 @@ def _overview(overview: Overview) -> dict[str, Any]:
 
 
 def _entry(entry: Entry) -> dict[str, Any]:
-    return {**asdict(entry), "created_at": entry.created_at.isoformat() if entry.created_at else None}
+    return {
+        **asdict(entry),
+        "pins": None if entry.pins is None else [pin._asdict() for pin in entry.pins],
+        "created_at": entry.created_at.isoformat() if entry.created_at else None,
+        "activated_at": entry.activated_at.isoformat() if entry.activated_at else None,
+    }
 
 
 def _with_text(agent: str, entry: Entry, profile: Profile) -> dict[str, Any]:
-    segments = [segment.model_dump() for segment in profile.segments]
+    segments = [segment.model_dump(mode="json") for segment in profile.segments]
     return {"agent": agent, **_entry(entry), "segments": segments}

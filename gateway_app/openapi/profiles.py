@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway_app.api.profile_files import YAML, ExportQuery, ImportQuery
 from gateway_app.api.profiles import DiffQuery, ProfileQuery
-from gateway_app.openapi.answers.profiles import Activation, ProfileDiff, ProfileDocument, ProfilePage, Version
+from gateway_app.openapi.answers.profiles import ImportedProfile, ProfileDiff, ProfileDocument, ProfilePage, Version
 from gateway_app.openapi.operation import READS_JSON, Link, Operation, Reply
+from gateway_app.openapi.profile_switching import SWITCHING, TRIED
 from gateway_app.openapi.requests import MatchHeaders
-from gateway_app.profiles.drafts import ActivateVersion, NewAgent, NewVersion
+from gateway_app.profiles.drafts import NewAgent, NewVersion, ProfileFile
 from tasks.errors import (
+    BaseUnusable,
+    BodyTooLarge,
     InvalidRequest,
+    InvalidYaml,
     NotFound,
     ProfileExists,
     ProfileLimit,
-    ProfileUnusable,
     UnknownAgent,
+    UnsupportedMediaType,
     VersionConflict,
 )
 
@@ -54,7 +59,7 @@ OPERATIONS = (
                 links=(Link("getProfile", HAS_AGENT), Link("addVersion", HAS_AGENT)),
             )
         },
-        errors=(*READS_JSON, ProfileExists, ProfileLimit, ProfileUnusable),
+        errors=(*READS_JSON, ProfileExists, ProfileLimit, *TRIED),
         body=NewAgent,
         bodies={"responder": {"agent": "alert-reader", **TEXT, "activate": True}},
     ),
@@ -81,7 +86,7 @@ OPERATIONS = (
                 links=(Link("getVersion", HAS_VERSION),),
             )
         },
-        errors=(*READS_JSON, UnknownAgent, NotFound, VersionConflict, ProfileLimit, ProfileUnusable),
+        errors=(*READS_JSON, UnknownAgent, NotFound, VersionConflict, ProfileLimit, *TRIED),
         description="`base_version` or If-Match refuse it if somebody else added a version in the meantime.",
         body=NewVersion,
         bodies={"responder": TEXT},
@@ -97,17 +102,6 @@ OPERATIONS = (
         errors=(NotFound,),
     ),
     Operation(
-        "post",
-        "/v1/profiles/{agent}/activate",
-        "activateVersion",
-        "profiles",
-        "Make a version the active one",
-        {200: Reply("It is active for every request from now on.", Activation)},
-        errors=(*READS_JSON, UnknownAgent, NotFound, ProfileUnusable),
-        body=ActivateVersion,
-        bodies={"first": {"version": 1}},
-    ),
-    Operation(
         "get",
         "/v1/profiles/{agent}/diff",
         "compareVersions",
@@ -117,4 +111,34 @@ OPERATIONS = (
         errors=(InvalidRequest, NotFound),
         query=DiffQuery,
     ),
+    Operation(
+        "get",
+        "/v1/profiles/{agent}/export",
+        "exportVersion",
+        "profiles",
+        "Export a version as YAML",
+        {200: Reply("A file as governance.profiles_directory holds them.", bytes_types=(YAML,))},
+        errors=(InvalidRequest, UnknownAgent, NotFound),
+        query=ExportQuery,
+    ),
+    Operation(
+        "post",
+        "/v1/profiles/import",
+        "importVersion",
+        "profiles",
+        "Import a version as a draft",
+        {
+            200: Reply("Nothing was added: it is the newest version already, or this was a dry run.", ImportedProfile),
+            201: Reply("A draft was added.", ImportedProfile, links=(Link("getProfile", HAS_AGENT),)),
+        },
+        errors=(
+            *(InvalidYaml, UnsupportedMediaType, BodyTooLarge, InvalidRequest, BaseUnusable),
+            *(ProfileExists, ProfileLimit, VersionConflict),
+        ),
+        body=ProfileFile,
+        body_media_type=YAML,
+        bodies={"responder": {"agent": "alert-reader", "version": 1, **TEXT}},
+        query=ImportQuery,
+    ),
+    *SWITCHING,
 )

@@ -1,9 +1,12 @@
 """Agent profiles: files that were shipped, and versions that organizations put in their place.
 
 - `rows` → `sealing` → `store`: an organization's versions in SQL, their text sealed
-- `shipped`, `active`, `cache` → `finder`: what an agent's requests get; read `finder` first
-- `drafts` → `editor` → `changes`: what an organization may do to its agents
-- `catalogue`, `comparison`: what it is shown of them
+- `shipped`, `active`, `cache`, `canary` → `finder`: what an agent's requests get; read `finder` first
+- `drafts` → `editor` → `changes`: what an organization writes
+- `inheritance`, `trial` → `switching` → `transitions` → `history`: which version requests get, and the record of that
+- `catalogue`, `comparison`, `transfer`: what it is shown of them, and takes along as YAML
+
+`management` puts the last three together for the routes.
 """
 
 from gateway_app.profiles.active import ActiveProfile

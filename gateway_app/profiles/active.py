@@ -23,13 +23,13 @@ from tasks.prompts.tokenizer import ModelTokenizer
 from tasks.schema import profiles
 
 #: What requests without an agent have for a profile. No profile could be made like this: it says nothing.
-NO_PROFILE = Profile.model_construct(agent="", version=0, description="", segments=())
+NO_PROFILE = Profile.model_construct(agent="", version=0, description="", extends=None, abstract=False, segments=())
 _COLD_LABEL = "cold"
 
 
 @dataclass(frozen=True, slots=True)
 class ActiveProfile:
-    """A profile as one organization uses it."""
+    """A profile as one organization uses it, with the segments that it inherits."""
 
     profile: Profile
     layout: PromptLayout
@@ -73,7 +73,8 @@ class Prefixes:
 
     def layout(self, profile: Profile) -> PromptLayout:
         """Tokenise the profile. Raises ConfigurationError if the model's template does not take it."""
-        return PromptLayout(self._tokenizer, None if profile is NO_PROFILE else profile.text)
+        examples = [(example.user, example.assistant) for example in profile.examples]
+        return PromptLayout(self._tokenizer, profile.text or None, examples)
 
     def usable_layout(self, profile: Profile) -> PromptLayout:
         """Do the same for a profile that a caller wrote or chose. Raises ProfileUnusable."""
@@ -84,11 +85,12 @@ class Prefixes:
 
     def token_count(self, profile: Profile) -> int:
         """Return about how many tokens the profile's text has, without working out its layout."""
-        return len(self._tokenizer.encode_plain(profile.text))
+        examples = (said for example in profile.examples for said in (example.user, example.assistant))
+        return sum(len(self._tokenizer.encode_plain(text)) for text in (profile.text, *examples))
 
     def name(self, organization: str, profile: Profile, layout: PromptLayout) -> ActiveProfile:
         """Return the profile under the hash that it has in the organization."""
-        segments = ((segment.kind, segment.text.encode()) for segment in profile.segments)
+        segments = ((segment.kind, segment.content) for segment in profile.segments)
         text = ((_COLD_LABEL, b""),) if profile is NO_PROFILE else segments
         chain = hash_chain(self._salt_of(organization), (*self._before_segments, *text))
         return ActiveProfile(profile, layout, chain[-1].hash)

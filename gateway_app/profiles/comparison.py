@@ -37,11 +37,15 @@ class SegmentChange:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The segments that differ, in order. `shared_segments` are equal at the start, and share their KV cache."""
+    """The segments that differ, in order. `shared_segments` are equal at the start, and share their KV cache.
+
+    `inheritance_changed` tells that the versions do not extend the same, or only one is abstract.
+    """
 
     changes: tuple[SegmentChange, ...]
     shared_segments: int
     description_changed: bool
+    inheritance_changed: bool = False
 
 
 def compare(old: Profile, new: Profile) -> Comparison:
@@ -50,7 +54,8 @@ def compare(old: Profile, new: Profile) -> Comparison:
     changes = [change for kind in get_args(SegmentKind) for change in _of_kind(old, new, kind, budget)]
     both = zip(old.segments, new.segments, strict=False)
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
-    return Comparison(tuple(changes), shared, old.description != new.description)
+    inheritance = (old.extends, old.abstract) != (new.extends, new.abstract)
+    return Comparison(tuple(changes), shared, old.description != new.description, inheritance)
 
 
 @dataclass(slots=True)

@@ -14,7 +14,9 @@ from datetime import datetime
 
 from gateway_app.profiles.active import NO_PROFILE, ActiveProfile, Prefixes
 from gateway_app.profiles.cache import OnceCache
-from gateway_app.profiles.shipped import check_versions
+from gateway_app.profiles.canary import gets_canary
+from gateway_app.profiles.rows import Agent, Pin
+from gateway_app.profiles.shipped import check_versions, shipped_inheritance
 from gateway_app.profiles.store import ProfileStore
 from tasks.crypto import KeyWrapper
 from tasks.db import Database, now
@@ -53,24 +55,65 @@ class Profiles:
     ) -> None:
         check_versions(agents)
         self.shipped = dict(agents)
+        self.inherited = shipped_inheritance(agents)
         self.shipped_at = shipped_at or now()
         self.store = ProfileStore(database, keys)
         self.prefixes = Prefixes(tokenizer, model_name=model_name, salt=salt, database=database, keys=keys)
-        self._layouts = {name: self.prefixes.layout(profile) for name, profile in self.shipped.items()}
+        self._layouts = {name: self.prefixes.layout(self.shipped_whole(name)) for name in self.shipped}
         self._cold = self.prefixes.layout(NO_PROFILE)
         self._kept: OnceCache[tuple[str, str, int], ActiveProfile] = OnceCache(MAX_KEPT, MAX_KEPT_BYTES, _weight)
 
-    def get(self, organization: str, agent: str) -> ActiveProfile:
-        """Return the agent's active profile, stored for the workers. Raises UnknownAgent, listing known names.
+    def get(self, organization: str, agent: str, request_id: str) -> ActiveProfile:
+        """Return what the request gets of the agent, stored for the workers: its active version, or its canary.
 
-        ProfileUnusable is raised if another model is served now, whose template does not take the active version.
+        Raises UnknownAgent, listing known names, also for an agent that is retired or abstract. ProfileUnusable is
+        raised if another model is served now, whose template does not take the version.
         """
-        version = self.store.active_version(organization, agent)
+        found = self.store.agent(organization, agent)
+        version = found.active_version if found else None
+        active: ActiveProfile | None = None
+        if found and found.canary_share is not None and self._canary_takes(found, request_id):
+            version = found.canary_version or None
         if version is not None:
-            return self.version(organization, agent, version)
-        if agent in self.shipped:
-            return self.shipped_version(organization, agent)
-        raise self.unknown(organization, agent)
+            active = self.version(organization, agent, version)
+        elif agent in self.shipped and (found is None or found.retired_at is None):
+            active = self.shipped_version(organization, agent)
+        if active is None or active.profile.abstract:
+            raise self.unknown(organization, agent)
+        return active
+
+    def _canary_takes(self, agent: Agent, request_id: str) -> bool:
+        if agent.canary_version is None or (agent.canary_version == 0 and agent.agent_name not in self.shipped):
+            return False
+        return gets_canary(agent.agent_name, agent.canary_version, agent.canary_share or 0.0, request_id)
+
+    def current_number(self, organization: str, agent: str) -> int | None:
+        """Return the number of the agent's active version, None if it has none."""
+        found = self.store.agent(organization, agent)
+        return found.current(self.shipped_number(agent)) if found else self.shipped_number(agent) or None
+
+    def current(self, organization: str, agent: str) -> tuple[Profile, int, tuple[Pin, ...]] | None:
+        """Return the agent's active version with what it inherits: as a whole, its number, and what that is pinned to.
+
+        None if it has none.
+        """
+        found = self.store.agent(organization, agent)
+        if found is not None and found.active_version is not None:
+            stored = self.store.find(organization, agent, found.active_version)
+            if stored is None or stored.whole is None:
+                return None
+            return stored.whole, stored.version.number, stored.version.pins or ()
+        if agent not in self.shipped or (found is not None and found.retired_at is not None):
+            return None
+        return self.shipped_whole(agent), self.shipped[agent].version, self.inherited[agent].pins
+
+    def shipped_number(self, agent: str) -> int:
+        """Return the number of the agent's file, 0 if there is none."""
+        return self.shipped[agent].version if agent in self.shipped else 0
+
+    def shipped_whole(self, agent: str) -> Profile:
+        """Return an agent's file with what it inherits from others."""
+        return self.inherited[agent].before(self.shipped[agent])
 
     def cold(self, organization: str) -> ActiveProfile:
         """Return what requests without an agent have in common: nothing but the hash that they are queued by."""
@@ -78,13 +121,25 @@ class Profiles:
 
     def names(self, organization: str) -> list[tuple[str, datetime]]:
         """Return the agents that the organization's requests may name, in order, with when each was made."""
-        known = dict(self.store.active_names(organization)) | dict.fromkeys(self.shipped, self.shipped_at)
-        return sorted(known.items())
+        own = self.store.callable_names(organization)
+        changed = {name for name, _, _ in own}
+        files = {
+            name: self.shipped_at
+            for name, profile in self.shipped.items()
+            if name not in changed and not profile.abstract
+        }
+        made = {name: self.shipped_at if name in self.shipped else at for name, at, callable_ in own if callable_}
+        return sorted((files | made).items())
 
     def unknown(self, organization: str, agent: str) -> UnknownAgent:
         """Return the error for a name that no agent of the organization has; it lists those that some have."""
         names = [name for name, _ in self.names(organization)]
         return UnknownAgent(f"no active profile is named {agent!r}", agents=names[:MAX_NAMES_SHOWN])
+
+    def known(self, organization: str, agent: str) -> None:
+        """Raise UnknownAgent unless the organization has such an agent, in use or not."""
+        if agent not in self.shipped and self.store.agent(organization, agent) is None:
+            raise self.unknown(organization, agent)
 
     def version(self, organization: str, agent: str, version: int) -> ActiveProfile:
         """Return a version of the organization's own, active or not. Raises UnknownAgent, ProfileUnusable."""
@@ -96,7 +151,7 @@ class Profiles:
 
     def name_shipped(self, organization: str, agent: str) -> ActiveProfile:
         """Return the same without storing anything: for those who only look."""
-        return self.prefixes.name(organization, self.shipped[agent], self._layouts[agent])
+        return self.prefixes.name(organization, self.shipped_whole(agent), self._layouts[agent])
 
     def keep(self, organization: str, active: ActiveProfile) -> None:
         """Have a version at hand that was tokenised before it had its number."""
@@ -104,13 +159,12 @@ class Profiles:
 
     def _tokenise(self, organization: str, agent: str, version: int) -> ActiveProfile:
         found = self.store.find(organization, agent, version)
-        if found is None:
-            raise UnknownAgent(f"there is no version {version} of {agent!r}")
-        profile, stored = found
-        active = self.prefixes.name(organization, profile, self.prefixes.usable_layout(profile))
+        if found is None or found.whole is None:
+            raise UnknownAgent(f"there is no version {version} of {agent!r} that was ever active")
+        active = self.prefixes.name(organization, found.whole, self.prefixes.usable_layout(found.whole))
         self.prefixes.store(organization, active)
         outcome = self.prefixes.tokenised(organization, active)
-        if outcome != stored.tokenised:
+        if outcome != found.version.tokenised:
             self.store.remember(organization, agent, version, outcome)
         return active
 

@@ -10,17 +10,21 @@ from sqlalchemy.engine import Row
 
 from gateway_app.profiles import rows
 from gateway_app.profiles.rows import Agent, Tokenised
-from gateway_app.profiles.sealing import Version, VersionSealer
+from gateway_app.profiles.sealing import Stored, Version, VersionSealer
 from tasks.crypto import KeyWrapper
 from tasks.db import Database
-from tasks.prompts.profile import Profile
-from tasks.schema import agents, profile_versions
+from tasks.schema_profiles import agents, profile_versions
 
 #: Made once: it is run with every request that names an agent.
-_ACTIVE_VERSION = sa.select(agents.c.active_version).where(
+_AGENT = sa.select(agents).where(
     agents.c.organization == sa.bindparam("organization"), agents.c.agent_name == sa.bindparam("agent")
 )
-_WITHOUT_TEXT = [column for column in profile_versions.c if column.name != "segments"]
+_WITHOUT_TEXT = [column for column in profile_versions.c if column.name not in ("segments", "inherited")]
+_ACTIVE = sa.and_(
+    profile_versions.c.organization == agents.c.organization,
+    profile_versions.c.agent_name == agents.c.agent_name,
+    profile_versions.c.version == agents.c.active_version,
+)
 
 
 class ProfileStore:
@@ -30,43 +34,53 @@ class ProfileStore:
         self._database = database
         self._sealer = VersionSealer(keys)
 
-    def active_version(self, organization: str, agent: str) -> int | None:
-        """Return the number of the active version; None if the organization has none of its own."""
-        key = {"organization": organization, "agent": agent}
-        return self._database.read(lambda connection: connection.execute(_ACTIVE_VERSION, key).scalar_one_or_none())
-
     def agent(self, organization: str, agent: str) -> Agent | None:
         """Return the agent, if the organization made or changed it."""
-        return self._database.read(lambda connection: rows.find_agent(connection, organization, agent))
+        key = {"organization": organization, "agent": agent}
+        row = self._database.read(lambda connection: connection.execute(_AGENT, key).one_or_none())
+        return None if row is None else rows.as_agent(row)
 
     def agents(self, organization: str, after: str, limit: int) -> list[tuple[Agent, Version | None]]:
         """Return up to `limit` agents whose names come after `after`, in order, each with its active version."""
         query = sa.select(agents).where(agents.c.organization == organization, agents.c.agent_name > after)
         found = [rows.as_agent(row) for row in self._all(query.order_by(agents.c.agent_name).limit(limit))]
-        numbers = [(agent.name, agent.active_version) for agent in found if agent.active_version is not None]
+        numbers = [(agent.agent_name, agent.active_version) for agent in found if agent.active_version is not None]
         key = sa.tuple_(profile_versions.c.agent_name, profile_versions.c.version)
         active = sa.select(*_WITHOUT_TEXT).where(profile_versions.c.organization == organization, key.in_(numbers))
         versions = {row.agent_name: self._sealer.version(row) for row in (self._all(active) if numbers else ())}
-        return [(agent, versions.get(agent.name)) for agent in found]
+        return [(agent, versions.get(agent.agent_name)) for agent in found]
 
-    def active_names(self, organization: str) -> list[tuple[str, datetime]]:
-        """Return the agents that have an active version of their own, in order, with when they were made."""
-        query = sa.select(agents.c.agent_name, agents.c.created_at).where(
-            agents.c.organization == organization, agents.c.active_version.is_not(None)
+    def callable_names(self, organization: str) -> list[tuple[str, datetime, bool]]:
+        """Return the agents that the organization changed, with when they were made.
+
+        Of each it is told whether requests get a version of the organization's own; where they do not, they get
+        nothing, the file's version notwithstanding. Those that follow the file are left out.
+        """
+        own = sa.and_(agents.c.retired_at.is_(None), profile_versions.c.abstract.is_(sa.false()))
+        query = sa.select(agents.c.agent_name, agents.c.created_at, own.label("own"))
+        query = query.select_from(agents.outerjoin(profile_versions, _ACTIVE)).where(
+            agents.c.organization == organization,
+            sa.or_(agents.c.active_version.is_not(None), agents.c.retired_at.is_not(None)),
         )
-        return [(row.agent_name, row.created_at) for row in self._all(query.order_by(agents.c.agent_name))]
+        return [(row.agent_name, row.created_at, bool(row.own)) for row in self._all(query)]
+
+    def children(self, organization: str, base: str) -> list[tuple[str, Version]]:
+        """Return the agents whose active version extends `base`, in order, with that version."""
+        query = sa.select(*_WITHOUT_TEXT).select_from(agents.join(profile_versions, _ACTIVE))
+        query = query.where(agents.c.organization == organization, profile_versions.c.extends == base)
+        found = self._all(query.order_by(agents.c.agent_name))
+        return [(row.agent_name, self._sealer.version(row)) for row in found]
 
     def versions(self, organization: str, agent: str) -> list[Version]:
         """Return the agent's versions, newest first."""
         query = sa.select(*_WITHOUT_TEXT).where(*_of(profile_versions, organization, agent))
         return [self._sealer.version(row) for row in self._all(query.order_by(profile_versions.c.version.desc()))]
 
-    def find(self, organization: str, agent: str, version: int) -> tuple[Profile, Version] | None:
+    def find(self, organization: str, agent: str, version: int) -> Stored | None:
         """Return one version with its text."""
         this = profile_versions.c.version == version
-        query = sa.select(profile_versions).where(*_of(profile_versions, organization, agent), this)
-        found = self._all(query)
-        return (self._sealer.profile(found[0]), self._sealer.version(found[0])) if found else None
+        found = self._all(sa.select(profile_versions).where(*_of(profile_versions, organization, agent), this))
+        return self._sealer.stored(found[0]) if found else None
 
     def remember(self, organization: str, agent: str, version: int, outcome: Tokenised) -> None:
         """Keep what tokenising a version gave."""

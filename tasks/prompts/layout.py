@@ -1,9 +1,10 @@
 """Where a profile ends and a request begins, in token ids.
 
-The chat template is rendered once with marks in place of the system text and a user's text. Cut at its control
-tokens, the result is a list of ids and stretches of text. Everything up to the last control token before the user's
-mark is the static part; its ids are computed once per profile. For a request the template is rendered with its real
-messages, again with the mark for the system text; if it begins as the static part does, only the rest is encoded.
+The chat template is rendered once with marks in place of the profile's texts (the system message, and the messages of
+its examples) and a user's text. Cut at its control tokens, the result is a list of ids and stretches of text.
+Everything up to the last control token before the user's mark is the static part; its ids are computed once per
+profile. For a request the template is rendered with its real messages, again with the profile's marks; if it begins as
+the static part does, only the rest is encoded.
 Each stretch is encoded as plain text, so no text can become a control token, and no token can span two parts.
 
 Text that spells a control token must not be taken for one when the rendered prompt is cut. So before rendering, each
@@ -39,6 +40,8 @@ PROBES = (
 )
 SAMPLE_CHARACTERS = 1000
 Messages = Sequence[Mapping[str, Any]]
+#: The shortest conversation in which a role has something to say.
+_SPEAKERS = {"system": ("system", "user"), "user": ("user",), "assistant": ("user", "assistant", "user")}
 
 
 def _mark() -> str:
@@ -47,30 +50,38 @@ def _mark() -> str:
 
 
 class PromptLayout:
-    """The token ids of one profile's prompts; with None as its text, of prompts that have no profile.
+    """The token ids of one profile's prompts; with None as its text and no examples, of prompts that have no profile.
 
-    `static_token_ids` is the part every prompt starts with. `joinable` tells whether joined ids equalled the whole
-    encoding on all probes; if not, `static_token_ids` is empty and every prompt is encoded whole.
+    `examples` are what a user and the assistant said, in pairs. `static_token_ids` is the part every prompt starts
+    with. `joinable` tells whether joined ids equalled the whole encoding on all probes; if not, `static_token_ids` is
+    empty and every prompt is encoded whole.
 
     Raises ConfigurationError if the template takes no such prompt at all.
     """
 
-    def __init__(self, tokenizer: ModelTokenizer, static_text: str | None) -> None:
+    def __init__(
+        self, tokenizer: ModelTokenizer, static_text: str | None, examples: Sequence[tuple[str, str]] = ()
+    ) -> None:
         self._tokenizer = tokenizer
-        self._system, self._user = _mark(), _mark()
-        self._static_text = static_text
+        self._user = _mark()
+        said = [] if static_text is None else [("system", static_text)]
+        said += [pair for user, assistant in examples for pair in (("user", user), ("assistant", assistant))]
+        #: The profile's texts by their marks, and the messages that hold the marks.
+        self._static: dict[str, str] = {}
+        self._fixed: list[Mapping[str, Any]] = []
         self._head: list[int | str] = []
         try:
-            if static_text is not None:
-                self._static_text = static_text.strip() if _trims(tokenizer, self._system) else static_text
+            trims = {role: _trims(tokenizer, role) for role in dict.fromkeys(role for role, _ in said)}
+            for role, text in said:
+                self._static[mark := _mark()] = text.strip() if trims[role] else text
+                self._fixed.append({"role": role, "content": mark})
+            if said:
                 parts = tokenizer.split(tokenizer.render(self._messages([{"role": "user", "content": self._user}])))
                 self._head = parts[: _border(parts, self._user)]
             # That the whole text joins is checked once; what a task may do to the border does not depend on its length.
             first, *others = PROBES
-            sample = (self._static_text or "")[-SAMPLE_CHARACTERS:]
-            self.joinable = self._joins(first, self._static_text or "") and all(
-                self._joins(probe, sample) for probe in others
-            )
+            sample = {mark: text[-SAMPLE_CHARACTERS:] for mark, text in self._static.items()}
+            self.joinable = self._joins(first, self._static) and all(self._joins(probe, sample) for probe in others)
         except TemplateRefused as error:
             raise ConfigurationError(error.detail) from None
         self.static_token_ids = tuple(self._fill(self._head, {}))
@@ -94,21 +105,25 @@ class PromptLayout:
         # A template may put the caller's tools before the border; such a prompt has a beginning of its own.
         if head and parts[:head] == self._head:
             return True, self._fill(parts[head:], hidden)
-        if self.joinable or hidden or self._tokenizer.has_control_tokens(self._static_text or ""):
+        if self.joinable or hidden or self._spells_control_tokens(self._static):
             # Encoding the whole would obey control tokens. Piece by piece they stay text, where a template does not
             # join at the price of a blank here and there.
             return False, self._fill(parts, hidden)
         return False, self._tokenizer.encode_trusted(self._said(rendered))
 
     def _messages(self, messages: Messages) -> list[Mapping[str, Any]]:
-        return [*([] if self._static_text is None else [{"role": "system", "content": self._system}]), *messages]
+        return [*self._fixed, *messages]
 
-    def _joins(self, probe: str, static_text: str) -> bool:
-        rendered = self._tokenizer.render(self._messages([{"role": "user", "content": probe}]))
-        rendered = rendered.replace(self._system, static_text)
-        if self._tokenizer.has_control_tokens(static_text):
+    def _joins(self, probe: str, static: Mapping[str, str]) -> bool:
+        if self._spells_control_tokens(static):
             return False
+        rendered = self._tokenizer.render(self._messages([{"role": "user", "content": probe}]))
+        for mark, text in static.items():
+            rendered = rendered.replace(mark, text)
         return self._fill(self._tokenizer.split(rendered), {}) == self._tokenizer.encode_trusted(rendered)
+
+    def _spells_control_tokens(self, static: Mapping[str, str]) -> bool:
+        return any(self._tokenizer.has_control_tokens(text) for text in static.values())
 
     def _fill(self, parts: Sequence[int | str], hidden: Mapping[str, str]) -> list[int]:
         ids: list[int] = []
@@ -123,7 +138,9 @@ class PromptLayout:
         return ids
 
     def _said(self, text: str) -> str:
-        return text if self._static_text is None else text.replace(self._system, self._static_text)
+        for mark, said in self._static.items():
+            text = text.replace(mark, said)
+        return text
 
     def _hide(self, value: Any, hidden: dict[str, str]) -> Any:
         """Return `value` with a mark in place of each control token it spells; `hidden` gets what each stands for."""
@@ -143,10 +160,11 @@ def _hidden_as(spelling: str, hidden: dict[str, str]) -> str:
     return mark
 
 
-def _trims(tokenizer: ModelTokenizer, mark: str) -> bool:
-    """Tell whether the template strips blanks around a system text; then the layout must do so too."""
-    messages = [{"role": "system", "content": f"  {mark}  "}, {"role": "user", "content": "x"}]
-    return f"  {mark}  " not in tokenizer.render(messages)
+def _trims(tokenizer: ModelTokenizer, role: str) -> bool:
+    """Tell whether the template strips blanks around what `role` says; then the layout must do so too."""
+    padded = f"  {_mark()}  "
+    messages = [{"role": each, "content": padded if each == role else "x"} for each in _SPEAKERS[role]]
+    return padded not in tokenizer.render(messages)
 
 
 def _border(parts: Sequence[int | str], mark: str) -> int:

@@ -7,9 +7,32 @@ from typing import Literal
 from pydantic import AwareDatetime, Field
 
 from gateway_app.openapi.operation import Answer, sometimes
-from tasks.prompts.profile import Segment, SegmentKind
+from tasks.prompts.profile import AnySegment, SegmentKind
 
 Source = Literal["file", "api"]
+
+
+class Pin(Answer):
+    """A version that what is inherited was taken from."""
+
+    agent: str
+    version: int
+
+
+class Behind(Answer):
+    """A base that has moved on."""
+
+    agent: str
+    pinned: int
+    active: int
+
+
+class Canary(Answer):
+    """A version on trial beside the active one, and its share of the requests."""
+
+    version: int
+    share: float
+    since: AwareDatetime
 
 
 class ProfileOverview(Answer):
@@ -18,6 +41,8 @@ class ProfileOverview(Answer):
     agent: str
     description: str
     source: Source
+    abstract: bool
+    retired: bool
     active_version: int | None
     newest_version: int
     version_count: int
@@ -37,25 +62,39 @@ class VersionEntry(Answer):
 
     version: int
     source: Source
+    state: Literal["draft", "active", "canary", "retired"]
     description: str
+    extends: str | None
+    abstract: bool
+    pins: list[Pin] | None = Field(
+        description="What its inherited text is of, the nearest first; settled with first use."
+    )
     created_at: AwareDatetime | None
     created_by: str | None
+    author: str | None
+    reason: str | None
+    activated_at: AwareDatetime | None
     static_profile_hash: str | None
     static_token_count: int | None
     joinable: bool | None
 
 
 class Version(VersionEntry):
-    """A version with its text."""
+    """A version with its own text; what it inherits is shown by the versions it is pinned to."""
 
     agent: str
-    segments: list[Segment]
+    segments: list[AnySegment]
 
 
 class ProfileDocument(ProfileOverview):
     """An agent with all its versions, the newest first, and the active one's text."""
 
+    previous_version: int | None = Field(description="What a rollback leads to.")
     activated_at: AwareDatetime | None
+    retired_at: AwareDatetime | None
+    canary: Canary | None
+    behind: Behind | None = Field(description="Set if the active version's base has another active version by now.")
+    children_behind: list[str] = Field(description="Agents whose active version extends another version of this one.")
     versions: list[VersionEntry]
     active: Version | None
 
@@ -71,6 +110,71 @@ class Activation(Answer):
     joinable: bool
     least_prompt_tokens: int
     context_window: int
+    children_behind: list[str] = Field(description="Agents that still extend another version of this one.")
+
+
+class Retired(Answer):
+    """An agent that is out of use."""
+
+    agent: str
+    retired: Literal[True]
+    previous_version: int | None
+
+
+class VersionFigures(Answer):
+    """What became of the requests that one version got, and the tokens of those that ended."""
+
+    version: int
+    requests: int
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+    vetoed: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    first_token_ms: float | None = Field(description="The median, in milliseconds.")
+
+
+class CanaryFigures(Canary):
+    """A canary and the active version, side by side since the canary began."""
+
+    agent: str
+    active: VersionFigures
+    canary: VersionFigures
+
+
+class CanaryStopped(Answer):
+    """An agent without a canary."""
+
+    agent: str
+    canary: None
+
+
+class HistoryEntry(Answer):
+    """A change, as the audit has it. `from` and `to` are active versions, or canaries where it is about them."""
+
+    id: str
+    at: AwareDatetime
+    by: str = Field(description="The API key's id.")
+    action: Literal["activated", "rolled_back", "retired", "canary_set", "canary_stopped", "canary_promoted"]
+    from_: int | None = Field(alias="from")
+    to: int | None
+    author: str | None
+    reason: str | None
+    share: float | None
+    canary_ended: int | None
+    rebased_from: int | None
+    pins: list[Pin] | None
+    static_profile_hash: str | None
+
+
+class HistoryPage(Answer):
+    """Changes, the newest first."""
+
+    data: list[HistoryEntry]
+    has_more: bool
 
 
 class ProfileChange(Answer):
@@ -85,13 +189,31 @@ class ProfileChange(Answer):
     diff: str
 
 
-class ProfileDiff(Answer):
+class Difference(Answer):
     """How two versions differ. Segments that are equal at the start share their KV cache."""
+
+    shared_segments: int
+    description_changed: bool
+    inheritance_changed: bool
+    changes: list[ProfileChange]
+    text: str = sometimes("All diffs, one after the other.")
+
+
+class ProfileDiff(Difference):
+    """How two versions of one agent differ."""
 
     agent: str
     from_: int = Field(alias="from")
     to: int
-    shared_segments: int
-    description_changed: bool
-    changes: list[ProfileChange]
-    text: str = sometimes("All diffs, one after the other.")
+
+
+class ImportedProfile(Answer):
+    """What came of a file, or would. `difference` is to the newest version that there was."""
+
+    agent: str
+    action: Literal["created", "added", "unchanged"]
+    dry_run: bool
+    from_version: int
+    newest_version: int | None
+    version: int | None
+    difference: Difference | None

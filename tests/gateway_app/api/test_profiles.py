@@ -9,8 +9,7 @@ import sqlalchemy as sa
 from flask.testing import FlaskClient
 
 from gateway_app import build
-from gateway_app.profiles import changes
-from tasks.schema import agents
+from tasks.schema_profiles import agents
 from tasks.settings import PREFIX, settings
 from tests.conftest import new_key
 from tests.profile_calls import SHIPPED, activate, add, connected, create, read, recorded, run, segments
@@ -91,7 +90,7 @@ def test_lists_are_paged(client: FlaskClient) -> None:
     names = ["Zebra", "ant", "ähnlich", "zoo", "漢字", "a b", "%20", "x;y=1"]
     for name in names:
         assert create(client, name).status_code == 201
-    expected = sorted([*names, SHIPPED, SHIPPED_TOO_LARGE, "migration-planner"])
+    expected = sorted([*names, SHIPPED, SHIPPED_TOO_LARGE, "migration-planner", "engineering-base"])
     for limit in (1, 3, 100):
         found: list[str] = []
         while True:
@@ -195,10 +194,22 @@ def test_differences(client: FlaskClient) -> None:
     assert (change["lines_added"], change["lines_removed"]) == (2, 1)
 
 
-def test_limits(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many agents, so many versions, and no more."""
-    monkeypatch.setattr(changes, "MAX_AGENTS", 2)
-    monkeypatch.setattr(changes, "MAX_VERSIONS", 2)
+@pytest.fixture
+def limited(monkeypatch: pytest.MonkeyPatch, configured: None) -> None:
+    """Allow an organization two agents of two versions each, and a version two segments of 20 bytes together."""
+    monkeypatch.setenv(f"{PREFIX}PROFILES__MAX_SEGMENTS", "2")
+    monkeypatch.setenv(f"{PREFIX}PROFILES__MAX_TEXT_BYTES", "20")
+    monkeypatch.setenv(f"{PREFIX}PROFILES__MAX_AGENTS", "2")
+    monkeypatch.setenv(f"{PREFIX}PROFILES__MAX_VERSIONS", "2")
+    settings.cache_clear()
+
+
+def test_limits(limited: None, client: FlaskClient) -> None:
+    """So many agents, versions, segments and bytes, and no more."""
+    for roles, told in ((("x", "y"), "3 segments; at most 2"), (("é" * 8,), "21 bytes of text; at most 20")):
+        refused = create(client, "a", *roles)
+        assert (refused.status_code, refused.json["code"]) == (422, "invalid_request")
+        assert told in refused.json["errors"][0]["message"]
     assert [create(client, name).status_code for name in "abc"] == [201, 201, 409]
     assert add(client, SHIPPED, "Two.").json["code"] == "profile_limit"
     assert [add(client, "a", "x").status_code for _ in range(3)] == [201, 409, 409]

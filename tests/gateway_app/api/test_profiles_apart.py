@@ -12,7 +12,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from gateway_app import build
-from tasks.schema import audit_events, metadata, profile_versions
+from tasks.schema import audit_events, metadata
+from tasks.schema_profiles import profile_versions
 from tasks.settings import settings
 from tests.conftest import new_key
 from tests.profile_calls import SHIPPED, activate, add, connected, create, read, recorded, run, write
@@ -108,13 +109,14 @@ def test_organizations_are_apart(client: FlaskClient) -> None:
 
 
 def test_text_is_sealed(client: FlaskClient) -> None:
-    """The database holds neither text nor description; nor is a management call a request that is recorded."""
+    """The database holds neither text nor description, and a change is no request."""
     create(client, "poet", SECRET_TEXT, description=SECRET_TEXT, activate=True)
     add(client, "poet", SECRET_TEXT)
     assert SECRET_TEXT in client.get("/v1/profiles").text
     for table in metadata.tables.values():
         assert not any(SECRET_TEXT.encode() in as_bytes(value) for row in read(sa.select(table)) for value in row)
-    assert read(sa.select(audit_events)) == []
+    assert [row.kind for row in read(sa.select(audit_events))] == ["profile_changed"]
+    assert read(sa.text("SELECT * FROM audit_requests")) == []
 
 
 def test_a_row_cannot_be_passed_off_as_another(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 from flask.testing import FlaskClient
 
-from tasks.schema import agents, audit_events, profile_versions, requests
+from tasks.schema import audit_events, requests
+from tasks.schema_profiles import agents, profile_versions
 from tests.profile_calls import read
 
 SECRET_TEXT = "xyzzy-what-was-sent"

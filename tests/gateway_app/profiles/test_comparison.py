@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway_app.profiles import comparison
 from gateway_app.profiles.comparison import compare
-from tasks.prompts.profile import Profile, Segment, SegmentKind
+from tasks.prompts.profile import Profile, Segment, TextKind
 
 texts = st.lists(st.sampled_from(["a", "b", "c\r", "", " ", "-", "+x", "\u2028"]), min_size=1, max_size=12).map(
     "\n".join
@@ -21,7 +21,7 @@ some_text = texts.filter(bool)
 
 def profile(*roles: str, tools: tuple[str, ...] = ()) -> Profile:
     """Return a profile with these segments."""
-    parts: list[tuple[SegmentKind, str]] = [("role", text) for text in roles] + [("tools", text) for text in tools]
+    parts: list[tuple[TextKind, str]] = [("role", text) for text in roles] + [("tools", text) for text in tools]
     return Profile(agent="a", version=1, segments=tuple(Segment(kind=kind, text=text) for kind, text in parts))
 
 

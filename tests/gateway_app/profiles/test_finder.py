@@ -7,33 +7,62 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from gateway_app.governance.api_keys import Caller
-from gateway_app.profiles import ActiveProfile, Profiles
-from gateway_app.profiles import editor as editing
+from gateway_app.profiles import ActiveProfile, Profiles, trial
 from gateway_app.profiles.catalogue import Catalogue
-from gateway_app.profiles.changes import ProfileChanges
-from gateway_app.profiles.drafts import NewAgent, NewVersion
-from gateway_app.profiles.editor import ProfileEditor
-from gateway_app.profiles.shipped import last_changed
+from gateway_app.profiles.drafts import ActivateVersion, NewAgent, NewVersion
+from gateway_app.profiles.management import ProfileManagement, manage
+from gateway_app.profiles.sealing import Inherited
+from gateway_app.profiles.shipped import last_changed, shipped_inheritance
+from gateway_app.profiles.switching import Activated
 from tasks.crypto import KeyWrapper
 from tasks.db import Database
 from tasks.errors import GatewayError, ProfileError, ProfileExists, ProfileUnusable, ServiceUnavailable, UnknownAgent
+from tasks.ids import new_request_id
 from tasks.prompts.layout import PromptLayout
-from tasks.prompts.profile import Profile, Segment
+from tasks.prompts.profile import Profile, Segment, TextKind
 from tasks.prompts.tokenizer import ModelTokenizer
-from tasks.settings import settings
+from tasks.settings import ProfilesGroup, settings
 from worker_gpu.profiles import StaticParts
 
 LONG_AGO = datetime(2020, 1, 2, tzinfo=UTC)
 CALLER = Caller("key_1", "acme")
 ROLE = (Segment(kind="role", text="Role."),)
 KEYS = KeyWrapper((b"k" * 32,))
-Gateway = Callable[..., tuple[Profiles, ProfileEditor]]
+REQUEST = new_request_id()
+
+
+@dataclass(frozen=True)
+class Managing:
+    """What an organization may do, in few words."""
+
+    management: ProfileManagement
+
+    def create(self, caller: Caller, draft: NewAgent) -> int:
+        """Make an agent."""
+        return self.management.editor.create(caller, draft)
+
+    def add(self, caller: Caller, agent: str, draft: NewVersion) -> int:
+        """Add a version."""
+        return self.management.editor.add(caller, agent, draft)
+
+    def activate(self, caller: Caller, agent: str, version: int) -> Activated:
+        """Make a version active."""
+        return self.management.switch.activate(caller, agent, ActivateVersion(version=version))
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Return what is shown."""
+        return self.management.catalogue
+
+
+Gateway = Callable[..., tuple[Profiles, Managing]]
 
 
 @pytest.fixture
@@ -48,7 +77,7 @@ def database(configured: None) -> Iterator[Database]:
 def gateway(database: Database, tiny_model: Path) -> Gateway:
     """Return what starts the profiles of a gateway process that shipped these agents, in these versions."""
 
-    def start(keys: KeyWrapper = KEYS, window: int = 2048, **versions: int) -> tuple[Profiles, ProfileEditor]:
+    def start(keys: KeyWrapper = KEYS, window: int = 2048, **versions: int) -> tuple[Profiles, Managing]:
         shipped = {
             agent: Profile(agent=agent, version=version, segments=(Segment(kind="role", text=f"File {version}."),))
             for agent, version in versions.items()
@@ -56,7 +85,7 @@ def gateway(database: Database, tiny_model: Path) -> Gateway:
         tokenizer = ModelTokenizer(tiny_model)
         settings = {"model_name": "tiny", "salt": b"s" * 32, "database": database, "keys": keys}
         profiles = Profiles(shipped, tokenizer, **settings, shipped_at=LONG_AGO)  # type: ignore[arg-type]
-        return profiles, ProfileEditor(profiles, ProfileChanges(database, keys), window)
+        return profiles, Managing(manage(profiles, database, keys, window, ProfilesGroup()))
 
     return start
 
@@ -74,17 +103,17 @@ def text_of(active: ActiveProfile) -> tuple[int, str]:
 def test_files_are_the_base_layer(gateway: Gateway) -> None:
     """An organization without an active version of its own follows the files, through all releases."""
     profiles, editor = gateway(a=3)
-    assert text_of(profiles.get("acme", "a")) == (3, "File 3.")
+    assert text_of(profiles.get("acme", "a", REQUEST)) == (3, "File 3.")
     assert editor.add(CALLER, "a", new_version()) == 4
-    assert text_of(profiles.get("acme", "a")) == (4, "Own.")
-    assert text_of(profiles.get("other", "a")) == (3, "File 3.")
+    assert text_of(profiles.get("acme", "a", REQUEST)) == (4, "Own.")
+    assert text_of(profiles.get("other", "a", REQUEST)) == (3, "File 3.")
     profiles, editor = gateway(a=9)
-    assert text_of(profiles.get("acme", "a")) == (4, "Own.")
+    assert text_of(profiles.get("acme", "a", REQUEST)) == (4, "Own.")
     assert editor.add(CALLER, "a", new_version("Later.", activate=False)) == 10
     assert editor.activate(CALLER, "a", 9).previous_version == 4
-    assert text_of(profiles.get("acme", "a")) == (9, "File 9.")
+    assert text_of(profiles.get("acme", "a", REQUEST)) == (9, "File 9.")
     profiles, editor = gateway(a=10)
-    assert text_of(profiles.get("acme", "a")) == (10, "File 10.")
+    assert text_of(profiles.get("acme", "a", REQUEST)) == (10, "File 10.")
 
 
 def test_a_file_with_the_number_of_an_own_version(gateway: Gateway) -> None:
@@ -92,8 +121,8 @@ def test_a_file_with_the_number_of_an_own_version(gateway: Gateway) -> None:
     _, editor = gateway(a=1)
     editor.add(CALLER, "a", new_version())
     profiles, editor = gateway(a=2)
-    catalogue = Catalogue(profiles)
-    assert text_of(profiles.get("acme", "a")) == (2, "Own.")
+    catalogue = editor.catalogue
+    assert text_of(profiles.get("acme", "a", REQUEST)) == (2, "Own.")
     overview, entries = catalogue.show("acme", "a")
     assert [(entry.version, entry.source) for entry in entries] == [(2, "api"), (2, "file")]
     assert overview.active == entries[0]
@@ -107,13 +136,13 @@ def test_a_file_that_is_gone(gateway: Gateway) -> None:
     editor.add(CALLER, "a", new_version())
     editor.add(CALLER, "b", new_version(activate=False))
     profiles, editor = gateway()
-    assert text_of(profiles.get("acme", "a")) == (2, "Own.")
+    assert text_of(profiles.get("acme", "a", REQUEST)) == (2, "Own.")
     with pytest.raises(UnknownAgent) as error:
-        profiles.get("acme", "b")
+        profiles.get("acme", "b", REQUEST)
     assert error.value.extensions == {"agents": ["a"]}
-    assert Catalogue(profiles).show("acme", "b")[0].active is None
+    assert editor.catalogue.show("acme", "b")[0].active is None
     assert editor.activate(CALLER, "b", 2).previous_version is None
-    assert text_of(profiles.get("acme", "b")) == (2, "Own.")
+    assert text_of(profiles.get("acme", "b", REQUEST)) == (2, "Own.")
 
 
 def test_a_file_that_came_later(gateway: Gateway) -> None:
@@ -121,9 +150,9 @@ def test_a_file_that_came_later(gateway: Gateway) -> None:
     _, editor = gateway()
     editor.create(CALLER, NewAgent(agent="a", segments=ROLE, activate=True))
     profiles, editor = gateway(a=7)
-    assert text_of(profiles.get("acme", "a")) == (1, "Role.")
+    assert text_of(profiles.get("acme", "a", REQUEST)) == (1, "Role.")
     editor.activate(CALLER, "a", 7)
-    assert text_of(profiles.get("acme", "a")) == (7, "File 7.")
+    assert text_of(profiles.get("acme", "a", REQUEST)) == (7, "File 7.")
     with pytest.raises(ProfileExists):
         editor.create(CALLER, NewAgent(agent="a", segments=ROLE))
 
@@ -147,7 +176,7 @@ def test_no_profile(gateway: Gateway) -> None:
     assert (cold.profile.agent, cold.profile.version, cold.profile.text) == ("", 0, "")
     assert cold.layout.static_token_ids == ()
     hashes = {cold.static_profile_hash, profiles.cold("other").static_profile_hash}
-    assert len(hashes | {profiles.get("acme", "a").static_profile_hash}) == 3
+    assert len(hashes | {profiles.get("acme", "a", REQUEST).static_profile_hash}) == 3
     assert profiles.cold("acme") is cold
     assert gateway(a=1)[0].cold("acme").static_profile_hash == cold.static_profile_hash
 
@@ -158,7 +187,12 @@ def test_workers_find_the_static_part(gateway: Gateway, database: Database, tiny
     editor.add(CALLER, "a", new_version())
     editor.create(CALLER, NewAgent(agent="b", segments=ROLE))
     editor.activate(CALLER, "b", 1)
-    found = [profiles.get("acme", "a"), profiles.get("acme", "b"), profiles.get("other", "a"), profiles.cold("acme")]
+    found = [
+        profiles.get("acme", "a", REQUEST),
+        profiles.get("acme", "b", REQUEST),
+        profiles.get("other", "a", REQUEST),
+        profiles.cold("acme"),
+    ]
     parts = StaticParts(database, KEYS, ModelTokenizer(tiny_model).fingerprint)
 
     async def load() -> list[list[int]]:
@@ -186,9 +220,9 @@ def test_tokenising_happens_at_activation(gateway: Gateway, monkeypatch: pytest.
     monkeypatch.setattr(PromptLayout, "__init__", counted)
     for version in (2, 3, 2):
         editor.activate(CALLER, "a", version)
-        assert profiles.get("acme", "a").profile.version == version
+        assert profiles.get("acme", "a", REQUEST).profile.version == version
     assert made == []
-    assert [other.get("acme", "a").profile.version for _ in range(3)] == [2] * 3
+    assert [other.get("acme", "a", REQUEST).profile.version for _ in range(3)] == [2] * 3
     assert made == [1]
 
 
@@ -206,7 +240,7 @@ def test_a_smaller_model_is_served(gateway: Gateway) -> None:
 
 def test_few_wait_to_be_tried(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who comes when many wait is told to come back; nothing was done of it."""
-    monkeypatch.setattr(editing, "MAX_TRYING", 1)
+    monkeypatch.setattr(trial, "MAX_TRYING", 1)
     profiles, editor = gateway(a=1)
     begun, go = threading.Event(), threading.Event()
     layout = profiles.prefixes.usable_layout
@@ -238,7 +272,7 @@ def test_the_master_key_is_gone(gateway: Gateway) -> None:
     editor.add(CALLER, "a", new_version())
     profiles, editor = gateway(keys=KeyWrapper((b"x" * 32,)), a=1)
     with pytest.raises(GatewayError, match="master key"):
-        profiles.get("acme", "a")
+        profiles.get("acme", "a", REQUEST)
     with pytest.raises(GatewayError, match="master key"):
         editor.activate(CALLER, "a", 2)
     assert editor.activate(CALLER, "a", 1).previous_version == 2
@@ -248,6 +282,29 @@ def test_a_file_with_too_large_a_version(gateway: Gateway) -> None:
     """The start stops: no table could hold the versions that come after it."""
     with pytest.raises(ProfileError, match="at most"):
         gateway(a=2**31 - 2)
+
+
+def test_files_that_extend_files() -> None:
+    """What they inherit is resolved among them; what cannot be stops the start, with the file's agent."""
+
+    def file(agent: str, extends: str | None, kind: TextKind = "role", version: int = 1) -> Profile:
+        segments = (Segment(kind=kind, text=f"{agent}."),)
+        return Profile(agent=agent, version=version, extends=extends, segments=segments)
+
+    def resolved(*files: Profile) -> dict[str, Inherited]:
+        return shipped_inheritance({one.agent: one for one in files})
+
+    found = resolved(file("c", "b", "tools"), file("b", "a", version=2), file("a", None, "agent_base_profile", 3))
+    assert found["c"].pins == (("b", 2), ("a", 3))
+    assert [segment.text for segment in found["c"].before(file("c", "b", "tools")).segments] == ["a.", "b.", "c."]
+    assert found["a"] == Inherited()
+    for files, told in (
+        ((file("a", "nobody"),), "a: no file defines 'nobody'"),
+        ((file("a", "b"), file("b", "a")), "would extend itself"),
+        ((file("a", "b", "agent_base_profile"), file("b", None, "tools")), "not in the order"),
+    ):
+        with pytest.raises(ProfileError, match=told):
+            resolved(*files)
 
 
 def test_when_files_were_changed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tasks.errors import ProfileError
 from tasks.prompts.chain import hash_chain
-from tasks.prompts.profile import read_profile, read_profiles
+from tasks.prompts.profile import Example, FewShot, Profile, read_profile, read_profiles
 
 GOOD = """
 agent: a
@@ -36,16 +36,24 @@ def test_segments_are_joined_by_blank_lines(tmp_path: Path) -> None:
 
 BAD: dict[str, tuple[str | bytes, str]] = {
     "empty": ("", "valid dictionary"),
-    "no YAML": ("a: [", "while parsing"),
-    "python tag": ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    "no YAML": ("a: [", "not valid YAML at line 1, column 5"),
+    "python tag": ("!!python/object/apply:os.system [ls]", "tags are not allowed"),
     "unknown field": (GOOD + "colour: red\n", "colour"),
-    "unknown kind": (GOOD.replace("role", "soul"), "segments.1.kind"),
+    "unknown kind": (GOOD.replace("role", "soul"), "segments.1: kind must be one of"),
     "wrong order": (GOOD + '  - {kind: agent_base_profile, text: "x"}\n', "must come in the order"),
+    "extends itself": (GOOD + "extends: a\n", "cannot extend itself"),
+    "a key twice": (GOOD + "version: 2\n", "a key is given more than once at line"),
+    "text among exchanges": (GOOD.replace("role, text", "few_shot, text"), "examples"),
+    "exchanges before text": (
+        GOOD.replace("segments:\n", "segments:\n  - {kind: few_shot, examples: [{user: u, assistant: a}]}\n"),
+        "must come in the order",
+    ),
+    "half an exchange": (GOOD + "  - {kind: few_shot, examples: [{user: u}]}\n", "assistant"),
     "no segments": ("agent: a\nversion: 1\nsegments: []\n", "segments"),
     "version zero": (GOOD.replace("version: 1", "version: 0"), "version"),
     "version as text": (GOOD.replace("version: 1", 'version: "1"'), "version"),
     "control character in the name": (GOOD.replace("agent: a", 'agent: "a\\e[0m"'), "agent"),
-    "not UTF-8": (b"agent: \xff\xfe\xff", "decode"),
+    "not UTF-8": (b"agent: \xff\xfe\xff", "not encoded as UTF-8"),
 }
 
 
@@ -80,10 +88,31 @@ def test_a_huge_file(tmp_path: Path) -> None:
 
 
 def test_the_shipped_profiles_share_their_base() -> None:
-    """The first segment is the same in all, so that its part of the cache is shared."""
+    """All but the base extend it, so that its part of the cache is shared."""
     profiles = read_profiles(Path(__file__).parents[3] / "profiles")
-    assert set(profiles) == {"contract-validator", "incident-responder", "migration-planner"}
-    assert len({profile.segments[0] for profile in profiles.values()}) == 1
+    assert set(profiles) == {"contract-validator", "engineering-base", "incident-responder", "migration-planner"}
+    assert {profile.extends for profile in profiles.values() if not profile.abstract} == {"engineering-base"}
+    assert [name for name, profile in profiles.items() if profile.abstract] == ["engineering-base"]
+
+
+def test_exchanges_are_no_text() -> None:
+    """They become messages; what names them is one to one, wherever the borders between them are."""
+    profile = Profile.model_validate(
+        {
+            "agent": "a",
+            "version": 1,
+            "segments": [
+                {"kind": "role", "text": "Role."},
+                {"kind": "few_shot", "examples": [{"user": "a", "assistant": "b"}]},
+                {"kind": "few_shot", "examples": [{"user": "c", "assistant": "d"}]},
+            ],
+        }
+    )
+    assert profile.text == "Role."
+    assert [(one.user, one.assistant) for one in profile.examples] == [("a", "b"), ("c", "d")]
+    pairs = (("a", "b"), ("ab", "x"), ("a", "bx"), ('a"', "b"), ("a", '"b'))
+    contents = {FewShot(kind="few_shot", examples=(Example(user=u, assistant=a),)).content for u, a in pairs}
+    assert len(contents) == len(pairs)
 
 
 @given(salt=st.binary(max_size=8), first=parts, second=parts)
