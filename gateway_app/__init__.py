@@ -8,7 +8,21 @@ from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
 from gateway_app import parts
-from gateway_app.api import batches, chat, files, health, models, openapi, problems, profiles, responses, sockets, tasks
+from gateway_app.api import (
+    audit,
+    batches,
+    chat,
+    files,
+    health,
+    models,
+    openapi,
+    policy,
+    problems,
+    profiles,
+    responses,
+    sockets,
+    tasks,
+)
 from gateway_app.batches.batches import Batches
 from gateway_app.batches.driver import Driver
 from gateway_app.batches.endpoints import Endpoints
@@ -16,9 +30,7 @@ from gateway_app.batches.files import Files
 from gateway_app.batches.ports import Limits, Services
 from gateway_app.governance.api_keys import Caller
 from gateway_app.parts import Parts
-from gateway_app.profiles.catalogue import Catalogue
-from gateway_app.profiles.changes import ProfileChanges
-from gateway_app.profiles.editor import ProfileEditor
+from gateway_app.profiles.management import manage
 from gateway_app.streaming.serving import OpenSockets
 from gateway_app.streaming.socket import SocketLimits
 from tasks.errors import ConfigurationError
@@ -55,7 +67,8 @@ def build(settings: Settings) -> Flask:
 
 
 def _native(app: Flask, made: Parts) -> None:
-    editor = ProfileEditor(made.profiles, ProfileChanges(made.database, made.wrapper), made.pipeline.context_window)
+    window, limits_of_profiles = made.pipeline.context_window, made.settings.profiles
+    management = manage(made.profiles, made.database, made.wrapper, window, limits_of_profiles)
     streaming = made.settings.streaming
     open_sockets = OpenSockets(streaming.max_sockets)
     app.extensions["sockets"] = open_sockets
@@ -79,7 +92,9 @@ def _native(app: Flask, made: Parts) -> None:
         health.blueprint(made.database, made.publisher, made.client, made.queue_keys),
         tasks.blueprint(made.keys, made.pipeline, made.synchronous),
         sockets.blueprint(made.keys, made.watcher, submit, cancel, limits, open_sockets),
-        profiles.blueprint(made.keys, Catalogue(made.profiles), editor),
+        policy.blueprint(made.keys, made.policies),
+        audit.blueprint(made.keys, made.database, made.settings.audit.max_exports),
+        profiles.blueprint(made.keys, management),
         openapi.blueprint(),
     ):
         app.register_blueprint(routes)

@@ -69,6 +69,8 @@ class Canceller:
         row = self.watcher.find(request_id, organization)
         if (before.state, row.state) == ("queued", "cancelled") and row.attempt == before.attempt:
             self._tell_watchers(row)
+            # A worker may have it in hand already, and wait for MetaQore before it begins.
+            self.publisher.stop(request_id)
         elif row.state not in TERMINAL_STATES:
             self.publisher.stop(request_id)
             row = self._ended_within(row, wait_s)

@@ -1,37 +1,18 @@
-"""`flask` commands: secrets, keys, the database, profiles. Each explains itself with `--help`."""
+"""`flask` commands: secrets, keys, the database. Each explains itself with `--help`."""
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
-from gateway_app.governance.api_keys import ApiKeys
+from gateway_app.commands import explained
+from gateway_app.governance.api_keys import ApiKeys, Role
 from gateway_app.local.secrets import create_secrets
 from tasks.db import Database
-from tasks.errors import GatewayError
 from tasks.migrating import pending_migrations, upgrade
-from tasks.prompts.layout import PromptLayout
-from tasks.prompts.profile import read_profiles
-from tasks.prompts.tokenizer import ModelTokenizer, resolve_checkpoint
 from tasks.settings import settings
-
-
-def _explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Show the gateway's own errors as messages, not tracebacks."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except GatewayError as error:
-            raise click.ClickException(f"{error.detail}\n{error.hint}") from None
-
-    return run
 
 
 def _api_keys() -> ApiKeys:
@@ -44,7 +25,7 @@ def secrets() -> None:
 
 
 @secrets.command("create")
-@_explained
+@explained
 def secrets_create() -> None:
     """Make the secret files that do not exist yet; existing ones are kept."""
     directory = settings().secrets.directory
@@ -60,38 +41,41 @@ def keys() -> None:
 @keys.command("create")
 @click.option("--organization", default="default", show_default=True, help="Whom the key's requests belong to.")
 @click.option("--name", required=True, help="What you will recognise the key by.")
+@click.option("--admin", is_flag=True, help="Let the key change the organization's policy.")
 @click.option(
     "--output", type=click.Path(path_type=Path), help="Write the key to this file (mode 600), not the terminal."
 )
-@_explained
-def keys_create(organization: str, name: str, output: Path | None) -> None:
+@explained
+def keys_create(organization: str, name: str, output: Path | None, *, admin: bool) -> None:
     """Make an API key. It is shown once: only a hash of it is stored."""
+    role: Role = "admin" if admin else "member"
     for label, text in (("organization", organization), ("name", name)):
         if not 1 <= len(text) <= 200 or not text.isprintable():  # noqa: PLR2004  as the tables hold
             raise click.BadParameter("must be 1 to 200 printable characters", param_hint=f"--{label}")
     if output is None:
-        key_id, key = _api_keys().create(organization, name)
+        key_id, key = _api_keys().create(organization, name, role)
         click.echo(key)
     else:
         # The file is made first: a key that cannot be handed over must not exist.
         with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            key_id, key = _api_keys().create(organization, name)
+            key_id, key = _api_keys().create(organization, name, role)
             file.write(key + "\n")
-    click.echo(f"{key_id}: organization {organization}, name {name}", err=True)
+    click.echo(f"{key_id}: organization {organization}, name {name}, {role}", err=True)
 
 
 @keys.command("list")
-@_explained
+@explained
 def keys_list() -> None:
     """List all keys, without what would let anyone use them."""
     for row in _api_keys().all():
         state = f"revoked {row.revoked_at:%Y-%m-%d %H:%M}" if row.revoked_at else "active"
-        click.echo(f"{row.key_id}  {row.organization}  {row.name}  made {row.created_at:%Y-%m-%d %H:%M}  {state}")
+        made = f"made {row.created_at:%Y-%m-%d %H:%M}"
+        click.echo(f"{row.key_id}  {row.organization}  {row.name}  {row.role}  {made}  {state}")
 
 
 @keys.command("revoke")
 @click.argument("key_id")
-@_explained
+@explained
 def keys_revoke(key_id: str) -> None:
     """Make a key useless from now on."""
     if not _api_keys().revoke(key_id):
@@ -105,7 +89,7 @@ def db() -> None:
 
 
 @db.command("upgrade")
-@_explained
+@explained
 def db_upgrade() -> None:
     """Bring the tables to what this release needs."""
     upgrade(settings().database.url)
@@ -113,27 +97,10 @@ def db_upgrade() -> None:
 
 
 @db.command("status")
-@_explained
+@explained
 def db_status() -> None:
     """Say whether migrations are pending; exit with 1 if so."""
     pending = Database(settings().database).read(pending_migrations)
     if pending:
         raise click.ClickException(f"pending: {', '.join(pending)}; run `flask db upgrade`")
     click.echo("the database is up to date")
-
-
-@click.group()
-def profiles() -> None:
-    """Look at the agent profiles."""
-
-
-@profiles.command("check")
-@_explained
-def profiles_check() -> None:
-    """Read and tokenise every profile; say how many tokens each has and whether its ids can be joined."""
-    engine = settings().engine
-    tokenizer = ModelTokenizer(resolve_checkpoint(engine.model_source, engine.revision))
-    for agent, profile in read_profiles(settings().governance.profiles_directory).items():
-        layout = PromptLayout(tokenizer, profile.text)
-        joined = f"{len(layout.static_token_ids)} static tokens" if layout.joinable else "encoded whole: not joinable"
-        click.echo(f"{agent}  version {profile.version}  {joined}")

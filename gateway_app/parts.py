@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import redis
 
 from gateway_app.cancelling import Canceller
+from gateway_app.detection import Detector, texts_of
 from gateway_app.governance.api_keys import ApiKeys
-from gateway_app.governance.interceptor import GovernanceInterceptor
+from gateway_app.governance.interceptor import Findings, GovernanceInterceptor
 from gateway_app.pipeline import Pipeline
 from gateway_app.profiles import Profiles
 from gateway_app.profiles.shipped import last_changed
@@ -19,16 +21,15 @@ from gateway_app.streaming.watch import Watcher
 from gateway_app.synchronous import Synchronous
 from tasks.crypto import KeyWrapper, Signer, derive
 from tasks.db import Database
-from tasks.errors import ConfigurationError, UnknownPolicy
+from tasks.governance.metaqore import make_projects
+from tasks.governance.policies import Policies, default_policy
+from tasks.job import TaskRequest
 from tasks.prompts.profile import read_profiles
 from tasks.prompts.tokenizer import ModelTokenizer, resolve_checkpoint
 from tasks.queueing.keys import QueueKeys
 from tasks.queueing.message import MessageCodec
 from tasks.queueing.publisher import Publisher, connect
 from tasks.settings import Settings
-
-#: What this release can run a task on: its own GPU workers.
-AVAILABLE_PROVIDERS = ("hmcp_gateway",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Parts:
     queue_keys: QueueKeys
     publisher: Publisher
     keys: ApiKeys
+    policies: Policies
     profiles: Profiles
     pipeline: Pipeline
     watcher: Watcher
@@ -73,9 +75,13 @@ def make(settings: Settings) -> Parts:
         keys=wrapper,
         shipped_at=last_changed(settings.governance.profiles_directory),
     )
+    policies = Policies(database, default_policy(settings.governance))
+    projects = make_projects(settings)
+    if projects is not None:
+        closing.callback(projects.close)
     pipeline = Pipeline(
         database=database,
-        governance=_governance(settings),
+        governance=GovernanceInterceptor(policies, settings.governance.providers, _scanning(), projects),
         profiles=profiles,
         publisher=publisher,
         keys=wrapper,
@@ -107,6 +113,7 @@ def make(settings: Settings) -> Parts:
         queue_keys=queue_keys,
         publisher=publisher,
         keys=ApiKeys(database, settings.secrets.keys("key_pepper")),
+        policies=policies,
         profiles=profiles,
         pipeline=pipeline,
         watcher=watcher,
@@ -116,8 +123,6 @@ def make(settings: Settings) -> Parts:
     )
 
 
-def _governance(settings: Settings) -> GovernanceInterceptor:
-    try:
-        return GovernanceInterceptor(settings.governance.policy, AVAILABLE_PROVIDERS)
-    except UnknownPolicy as error:
-        raise ConfigurationError(f"governance.policy: {error.detail}") from None
+def _scanning() -> Callable[[TaskRequest], Findings]:
+    detector = Detector()
+    return lambda task: detector.scan(texts_of(task))

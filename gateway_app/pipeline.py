@@ -73,7 +73,7 @@ class Pipeline:
         decided: Mapping[str, Any] = {}
         try:
             task = read()
-            decision = self.governance.decide(task, task.agent or self.model_name)
+            decision = self.governance.decide(caller.organization, task, task.agent or self.model_name)
             decided = decision.columns
             decision.enforce()
             job, wrapped_key, holder = self._admit(caller, request_id, task, decided, idempotency)
@@ -111,7 +111,7 @@ class Pipeline:
         subject = Subject(request_id, caller.organization, caller.key_id, facts.pop("agent_name", None))
         vetoed = isinstance(refusal, PolicyVeto)
         if vetoed:
-            facts["details"] = {"veto": refusal.extensions["veto"]}
+            facts["details"] = {**facts.get("details", {}), "veto": refusal.extensions["veto"]}
         self.database.write(
             lambda connection: lifecycle.refuse(
                 connection, subject, "vetoed" if vetoed else "failed", refusal.code, facts
@@ -128,7 +128,7 @@ class Pipeline:
     ) -> tuple[Job, bytes, str]:
         """Assemble the prompt and commit the request with its events; return the id of the request that holds now."""
         profiles, organization = self.profiles, caller.organization
-        active = profiles.get(organization, task.agent) if task.agent else None
+        active = profiles.get(organization, task.agent, request_id) if task.agent else None
         prompt, sampling = assemble(task, active, lambda: profiles.cold(organization), self.context_window)
         if idempotency is None or not self._used(organization, idempotency):
             if task.deadline is not None and task.deadline <= now():

@@ -52,6 +52,14 @@ class InvalidJson(InvalidRequest):
     hint = "Send one JSON object, encoded as UTF-8, with Content-Type: application/json."
 
 
+class InvalidYaml(InvalidRequest):
+    """The YAML cannot be read."""
+
+    code = "invalid_yaml"
+    status = 400
+    hint = "Send one document in UTF-8, without anchors, aliases or tags, each key once; docs/profiles.md shows one."
+
+
 class UnsupportedMediaType(InvalidRequest):
     """The request body must be JSON."""
 
@@ -180,6 +188,14 @@ class ProfileUnusable(InvalidRequest):
     hint = "Shorten the profile, or serve a model with a larger context window; nothing was changed."
 
 
+class BaseUnusable(InvalidRequest):
+    """The profile cannot extend this base."""
+
+    code = "base_unusable"
+    status = 422
+    hint = "Extend an agent that has an active version and does not itself extend this one; nothing was changed."
+
+
 class FileInUse(GatewayError):
     """A batch still reads from this file."""
 
@@ -232,12 +248,54 @@ class PolicyVeto(GatewayError):
     hint = "`veto` names the policy and the reason; choose an allowed provider or leave provider_hint out."
 
 
+class ProjectUnverified(PolicyVeto):
+    """MetaQore could not say how the request's project stands, and nothing runs without its word."""
+
+    code = "project_unverified"
+    status = 503
+    retryable = True
+    retry_after_s = 5
+    hint = "Send the same request again after Retry-After; `veto` tells what kept MetaQore from answering."
+
+
 class UnknownPolicy(GatewayError):
     """No policy has this name."""
 
     code = "unknown_policy"
     status = 422
     hint = "Use default_local_first, enterprise_residency or compliance_local_only."
+
+
+class AdminRequired(GatewayError):
+    """Only an admin key may change what holds for the whole organization."""
+
+    code = "admin_required"
+    status = 403
+    hint = "`flask keys create --admin` makes an admin key; any key of the organization may read."
+
+
+class PolicyConflict(GatewayError):
+    """The policy was changed in the meantime."""
+
+    code = "policy_conflict"
+    status = 412
+    hint = "Read the policy again, look at what changed, and send yours with If-Match set to the new ETag."
+
+
+class PreconditionRequired(GatewayError):
+    """A change must say which version it changes."""
+
+    code = "precondition_required"
+    status = 428
+    hint = "Send If-Match with the ETag of GET /v1/policy, or `*` to change whatever is in force."
+
+
+class KeyRevoked(GatewayError):
+    """The API key that sent the request was revoked before it ran."""
+
+    code = "key_revoked"
+    status = 403
+    hint = "Send the request again with a key that is in use; `flask keys list` shows them."
 
 
 # --- What the gateway needs and does not have -----------------------------------------------------
@@ -339,6 +397,24 @@ class MessageRejected(GatewayError):
     """A queue message was refused because it is not one this gateway wrote."""
 
     code = "message_rejected"
+
+
+# --- What stops an export or a follower of the audit trail ----------------------------------------
+
+
+class TooManyExports(ServiceUnavailable):
+    """This gateway runs as many exports as it may."""
+
+    code = "too_many_exports"
+    status = 429
+    hint = "Wait for one to end, or run `flask audit export` where the database is; audit.max_exports is the limit."
+
+
+class FollowRefused(GatewayError):
+    """The audit trail cannot be followed into this folder."""
+
+    code = "follow_refused"
+    hint = "Read docs/audit.md: it says what each refusal means and how to go on."
 
 
 # --- What stops the start -------------------------------------------------------------------------

@@ -4,12 +4,14 @@
         └──▶ queued ──▶ running ──▶ completed | failed | cancelled | expired
                 │         ▲  │
                 │         └──┘ another attempt, after its worker was lost
-                └──▶ failed | cancelled | expired    before any worker took it
+                └──▶ failed | cancelled | expired    before any worker took it, or governance refused it then
 
 Every change and its audit event are one transaction. An attempt is fenced: it may only finish the request while
 the row still carries its epoch and attempt, so a worker that was given up for lost cannot overwrite the attempt
 that replaced it. Cancelling a queued request ends it at once; a running one is marked, and ended by its worker, which
-knows what was said so far. Functions here take a connection inside a transaction and may be run again if it fails.
+knows what was said so far. What governance refuses after it was queued is `failed` here, with the code `policy_veto` or
+`key_revoked`; its event is `vetoed` where a policy or a project is the reason. Functions here take a connection inside
+a transaction and may be run again if it fails.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from tasks.errors import AttemptsExhausted, Cancelled, Expired
 from tasks.idempotency import Idempotency, remember
 from tasks.ids import made_at
 from tasks.job import Result
-from tasks.schema import TERMINAL_STATES, requests
+from tasks.schema import TERMINAL_STATES, audit_events, requests
 
 FIRST_EPOCH = 1
 
@@ -134,10 +136,54 @@ class NotStarted:
     answered: bool = False
 
 
-def start(connection: Connection, request_id: str, epoch: int, worker: str, max_attempts: int) -> Attempt | NotStarted:
-    """Begin the next attempt. A request that was cancelled, is too late or used all its attempts is ended instead."""
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request that waits must not run any more: the kind and code of its last event, and further columns of it."""
+
+    kind: Literal["vetoed", "failed"]
+    code: str
+    facts: Mapping[str, Any]
+
+
+def start(
+    connection: Connection,
+    request_id: str,
+    epoch: int,
+    worker: str,
+    max_attempts: int,
+    refusal: Refusal | None = None,
+) -> Attempt | NotStarted:
+    """Begin the next attempt. A request that was cancelled, is too late or used all its attempts is ended instead.
+
+    So is one with a `refusal`, if nothing else ends it.
+    """
     at = now()
-    row = connection.execute(
+    row = None if refusal else _begin(connection, request_id, epoch, worker, max_attempts, at)
+    if row is not None:
+        attempt = Attempt(_subject(row), epoch, row.attempt, worker, row.deadline)
+        record(connection, event(attempt.subject, "started", attempt=attempt.number, epoch=epoch, worker=worker))
+        return attempt
+    row = _progress(connection, request_id)
+    if row is not None and row.state not in TERMINAL_STATES and row.epoch == epoch:
+        last = Attempt(_subject(row), epoch, row.attempt, row.worker)
+        if row.cancel_requested_at is not None:
+            finish(connection, last, "cancelled", code=Cancelled.code)
+        elif row.deadline is not None and row.deadline <= at:
+            finish(connection, last, "expired", code=Expired.code)
+        elif refusal is None or row.attempt >= max_attempts:
+            finish(connection, last, "failed", code=AttemptsExhausted.code)
+        else:
+            finish(connection, last, "failed", kind=refusal.kind, code=refusal.code, **refusal.facts)
+        # Read again: the last attempt may have been slow, not lost, and have finished just now.
+        row = _progress(connection, request_id)
+    return NotStarted(None) if row is None else NotStarted(row.state, row.attempt, row.error_code, row.answered)
+
+
+def _begin(
+    connection: Connection, request_id: str, epoch: int, worker: str, max_attempts: int, at: datetime
+) -> Row[Any] | None:
+    """Return the row of a request that may begin another attempt, and has."""
+    return connection.execute(
         sa.update(requests)
         .where(
             requests.c.request_id == request_id,
@@ -150,22 +196,6 @@ def start(connection: Connection, request_id: str, epoch: int, worker: str, max_
         .values(state="running", attempt=requests.c.attempt + 1, worker=worker)
         .returning(*_SUBJECT, requests.c.attempt, requests.c.deadline)
     ).one_or_none()
-    if row is not None:
-        attempt = Attempt(_subject(row), epoch, row.attempt, worker, row.deadline)
-        record(connection, event(attempt.subject, "started", attempt=attempt.number, epoch=epoch, worker=worker))
-        return attempt
-    row = _progress(connection, request_id)
-    if row is not None and row.state not in TERMINAL_STATES and row.epoch == epoch:
-        last = Attempt(_subject(row), epoch, row.attempt, row.worker)
-        if row.cancel_requested_at is not None:
-            finish(connection, last, "cancelled", code=Cancelled.code)
-        elif row.deadline is not None and row.deadline <= at:
-            finish(connection, last, "expired", code=Expired.code)
-        else:
-            finish(connection, last, "failed", code=AttemptsExhausted.code)
-        # Read again: the last attempt may have been slow, not lost, and have finished just now.
-        row = _progress(connection, request_id)
-    return NotStarted(None) if row is None else NotStarted(row.state, row.attempt, row.error_code, row.answered)
 
 
 def answer(
@@ -224,6 +254,12 @@ def expire(connection: Connection, request_id: str) -> None:
         finish(connection, Attempt(_subject(row), row.epoch, row.attempt), "expired", code=Expired.code)
 
 
+def deadline(connection: Connection, request_id: str) -> datetime | None:
+    """Return until when the request must be answered, if it must be by some time."""
+    query = sa.select(requests.c.deadline).where(requests.c.request_id == request_id)
+    return connection.execute(query).scalar_one_or_none()
+
+
 def to_stop(connection: Connection, request_ids: Collection[str]) -> list[str]:
     """Return which of these running requests somebody cancelled."""
     query = sa.select(requests.c.request_id).where(
@@ -237,11 +273,12 @@ def finish(
     attempt: Attempt,
     state: Literal["completed", "failed", "cancelled", "expired"],
     *,
+    kind: Literal["vetoed", "completed", "failed", "cancelled", "expired"] | None = None,
     code: str | None = None,
     result: bytes | None = None,
     **facts: Any,
 ) -> bool:
-    """End the request with its terminal event. Returns False if the attempt was fenced off.
+    """End the request with its terminal event, of `kind` if that is not `state`. Returns False if it was fenced off.
 
     Saying the same again, after a commit whose answer was lost, returns True and changes nothing.
     """
@@ -260,8 +297,18 @@ def finish(
         ended = connection.execute(sa.select(requests.c.state, requests.c.error_code).where(*mine)).one_or_none()
         return ended is not None and tuple(ended) == (state, code)
     facts |= {"code": code, "worker": attempt.worker}
-    record(connection, event(attempt.subject, state, attempt=attempt.number, epoch=attempt.epoch, at=at, **facts))
+    last = event(attempt.subject, kind or state, attempt=attempt.number, epoch=attempt.epoch, at=at, **facts)
+    record(connection, last)
     return True
+
+
+def veto_of(connection: Connection, request_id: str) -> Mapping[str, Any] | None:
+    """Return the veto object that a request ended with, if it did."""
+    query = sa.select(audit_events.c.details).where(
+        audit_events.c.request_id == request_id, audit_events.c.kind == "vetoed"
+    )
+    held = connection.execute(query).scalar()
+    return held.get("veto") if held else None
 
 
 def find(connection: Connection, request_id: str, organization: str) -> Row[Any] | None:

@@ -12,10 +12,11 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
-    Boolean,
+    BigInteger,
     CheckConstraint,
     Column,
     DateTime,
+    FetchedValue,
     Float,
     Index,
     Integer,
@@ -32,9 +33,14 @@ from sqlalchemy.engine import Dialect
 metadata = MetaData()
 
 #: What may be recorded of a request, in the order it can happen.
-KINDS = ("received", "vetoed", "admitted", "started", "completed", "failed", "cancelled", "expired")
+REQUEST_KINDS = ("received", "vetoed", "admitted", "started", "completed", "failed", "cancelled", "expired")
+#: What may be recorded of the rules and prompts themselves, under an id of the change's own.
+CHANGE_KINDS = ("policy_changed", "profile_changed")
+KINDS = (*REQUEST_KINDS, *CHANGE_KINDS)
 #: After one of these nothing more is recorded of the request.
 TERMINAL_KINDS = ("vetoed", "completed", "failed", "cancelled", "expired")
+#: What an API key may do: change what holds for its organization, or only ask.
+ROLES = ("member", "admin")
 STATES = ("queued", "running", "completed", "failed", "cancelled", "expired")
 TERMINAL_STATES = ("completed", "failed", "cancelled", "expired")
 
@@ -86,6 +92,8 @@ api_keys = Table(
     Column("key_hash", LargeBinary(32), nullable=False, unique=True),
     Column("created_at", UtcDateTime, nullable=False),
     Column("revoked_at", UtcDateTime),
+    Column("role", String(16), nullable=False, server_default="member"),
+    CheckConstraint(f"role IN ({quoted(ROLES)})", name="api_keys_role"),
 )
 
 profiles = Table(
@@ -141,6 +149,8 @@ idempotency_keys = Table(
     Index("idempotency_keys_by_time", "created_at"),
 )
 
+_EXCEPTIONAL = " OR ".join(f"kind = '{kind}'" for kind in ("vetoed", "failed", *CHANGE_KINDS))
+
 audit_events = Table(
     "audit_events",
     metadata,
@@ -158,7 +168,7 @@ audit_events = Table(
     Column("sensitivity", String(16)),
     Column("provider", String(200)),
     Column("policy", String(64)),
-    Column("reason", String(200)),
+    Column("reason", String(500)),
     Column("code", String(64)),
     Column("project_id", String(200)),
     Column("artifact_id", String(200)),
@@ -174,8 +184,28 @@ audit_events = Table(
     Column("total_ms", Float),
     Column("payload_sha256", String(64)),
     Column("details", Document),
+    # On PostgreSQL the transaction that wrote the row, by default; whoever follows the trail reads in its order.
+    Column("written_in", BigInteger, nullable=False, server_default=FetchedValue()),
     CheckConstraint(f"kind IN ({quoted(KINDS)})", name="audit_events_kind"),
     Index("audit_events_by_time", "organization", "occurred_at"),
+    Index(
+        "audit_events_by_key",
+        "api_key_id",
+        "request_id",
+        sqlite_where=text("kind = 'received'"),
+        postgresql_where=text("kind = 'received'"),
+    ),
+    # Refusals, failures and changes: few rows, and asked about over long times.
+    Index(
+        "audit_events_exceptions",
+        "kind",
+        "organization",
+        "occurred_at",
+        sqlite_where=text(_EXCEPTIONAL),
+        postgresql_where=text(_EXCEPTIONAL),
+    ),
+    # SQLite's row numbers are that order; there the column is always 0, and the index stays empty.
+    Index("audit_events_by_writing", "written_in", "request_id", sqlite_where=text("written_in > 0")),
     Index(
         "audit_events_one_terminal",
         "request_id",
@@ -183,39 +213,23 @@ audit_events = Table(
         sqlite_where=text(f"kind IN ({quoted(TERMINAL_KINDS)})"),
         postgresql_where=text(f"kind IN ({quoted(TERMINAL_KINDS)})"),
     ),
-)
-
-#: Names in the same order everywhere, byte by byte, whatever the locale: pages of a list depend on it.
-_BYTEWISE_NAME = String(200).with_variant(String(200, collation="C"), "postgresql")
-
-#: What an organization made of an agent. Without an active version of its own, the file that was shipped is active.
-agents = Table(
-    "agents",
-    metadata,
-    Column("organization", String(200), primary_key=True),
-    Column("agent_name", _BYTEWISE_NAME, primary_key=True),
-    Column("active_version", Integer),
-    Column("newest_version", Integer, nullable=False),
-    Column("version_count", Integer, nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("activated_at", UtcDateTime),
-    Column("activated_by", String(40)),
-)
-
-#: An organization's own versions. Text is sealed; what tokenising gave holds while `prefix_base` is still the same.
-profile_versions = Table(
-    "profile_versions",
-    metadata,
-    Column("organization", String(200), primary_key=True),
-    Column("agent_name", _BYTEWISE_NAME, primary_key=True),
-    Column("version", Integer, primary_key=True),
-    Column("data_key", LargeBinary, nullable=False),
-    Column("description", LargeBinary, nullable=False),
-    Column("segments", LargeBinary, nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
-    Column("created_by", String(40), nullable=False),
-    Column("prefix_base", String(64)),
-    Column("static_profile_hash", String(64)),
-    Column("static_token_count", Integer),
-    Column("joinable", Boolean),
+    # What became of the requests that one version of an agent got.
+    Index(
+        "audit_events_by_agent",
+        "organization",
+        "agent_name",
+        "occurred_at",
+        "profile_version",
+        sqlite_where=text("kind = 'admitted'"),
+        postgresql_where=text("kind = 'admitted'"),
+    ),
+    # What was done to an agent, in order.
+    Index(
+        "audit_events_profile_changes",
+        "organization",
+        "agent_name",
+        "request_id",
+        sqlite_where=text("kind = 'profile_changed'"),
+        postgresql_where=text("kind = 'profile_changed'"),
+    ),
 )

@@ -1,6 +1,6 @@
 """All configuration, and the only module that reads the environment.
 
-Values come from, strongest first: `REDIS_URL` and `DATABASE_URL`; variables named `METAQORE_GROUP__KEY`;
+Values come from, strongest first: `REDIS_URL`, `DATABASE_URL` and `METAQORE_URL`; variables named `METAQORE_GROUP__KEY`;
 `gateway.json` in the working directory (or the file `METAQORE_CONFIG` names); the defaults below. An unknown key
 or a bad value raises ConfigurationError, which stops the start.
 
@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -33,6 +34,7 @@ from tasks.errors import ConfigurationError
 
 PREFIX = "METAQORE_"
 CONFIG_VARIABLE = "METAQORE_CONFIG"
+URL_VARIABLE = "METAQORE_URL"
 KEY_BYTES = 32
 
 #: Where downloads and converted models are kept: outside the source tree, shared by all checkouts of one user.
@@ -137,10 +139,76 @@ class EngineGroup(Group):
 
 
 class GovernanceGroup(Group):
-    """Which policy decides, and where agent profiles are read from."""
+    """Which policy decides where an organization has set none, and where agent profiles are read from."""
 
     policy: str = Field(default="default_local_first", description="Policy of organizations that name no other.")
+    detection: Literal["off", "record", "raise", "refuse"] = Field(
+        default="record", description="What such organizations do about private or sensitive data found in a request."
+    )
+    providers: tuple[Literal["hmcp_gateway", "ollama", "openrouter"], ...] = Field(
+        default=("hmcp_gateway",),
+        description="Providers that are up. This release runs requests on `hmcp_gateway` only.",
+    )
     profiles_directory: ExpandedPath = Path("profiles")
+
+
+class MetaqoreGroup(Group):
+    """The MetaQore server that is asked how a request's project stands; without `url` none is."""
+
+    url: str | None = Field(
+        default=None, repr=False, description="Such as http://127.0.0.1:8001; `METAQORE_URL` sets it too."
+    )
+    mode: Literal["strict", "adaptive", "playground"] | None = Field(
+        default=None, description="Governance mode to apply; default: the server's own."
+    )
+    timeout_s: float = Field(default=2.0, gt=0, le=60, description="Longest wait of one request, all told.")
+    cache_s: float = Field(default=5.0, ge=0, le=300, description="How long an answer about a project is used.")
+    failure_cache_s: float = Field(default=1.0, ge=0, le=60, description="How long a failure to get one is.")
+    cache_projects: int = Field(default=10_000, ge=1, description="Projects whose answers are kept, at most.")
+    remember_mode_s: float = Field(
+        default=300.0, ge=0, description="How long the server's last known mode holds while it cannot say; then strict."
+    )
+    breaker_failures: int = Field(default=5, ge=1, description="Failures in a row after which it is left alone.")
+    breaker_open_s: float = Field(default=10.0, gt=0, description="For how long; then one request tries again.")
+    patience_s: float = Field(
+        default=60.0,
+        ge=0,
+        le=3600,
+        description="How long a queued request waits for MetaQore to answer; 0: not at all.",
+    )
+    connections: int = Field(default=16, ge=1, description="Connections of one process, at most.")
+    max_answer_bytes: int = Field(default=4 * 2**20, ge=1024, description="A longer answer is a bad answer.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        try:
+            parts = urlsplit(value)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable or not value.isascii() or not value.isprintable() or " " in value:
+            raise ValueError("must be http:// or https:// and a host, in ASCII")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("must hold no password; the key goes into the secret metaqore_api_key")
+        if parts.query or parts.fragment:
+            raise ValueError("must hold no query and no fragment")
+        return value.rstrip("/")
+
+
+class ProfilesGroup(Group):
+    """What an organization may make of its agents; that a profile fits the model's context window is always asked."""
+
+    max_agents: int = Field(default=1000, ge=1, description="Agents that an organization may make or change.")
+    max_versions: int = Field(default=1000, ge=1, description="Own versions of one agent.")
+    max_segments: int = Field(default=64, ge=1, description="Segments of one version, without what it inherits.")
+    max_text_bytes: int = Field(default=256 * 2**10, ge=1, description="Their text together, in UTF-8.")
+    max_depth: int = Field(
+        default=4, ge=0, description="Bases that may stand above one another; 0: none may be extended."
+    )
+    admins_only: bool = Field(default=False, description="Only admin keys may change what requests get; all may draft.")
 
 
 class StreamingGroup(Group):
@@ -161,6 +229,15 @@ class StreamingGroup(Group):
     ping_interval_s: float = Field(default=20.0, gt=0, description="How often a silent WebSocket is pinged.")
 
 
+class AuditGroup(Group):
+    """The record as others read it: exports, and followers that keep MetaQore's file."""
+
+    follow_interval_s: float = Field(
+        default=1.0, gt=0, le=3600, description="How often a follower looks for new events, once it has all there are."
+    )
+    max_exports: int = Field(default=8, ge=1, description="Exports over HTTP that one web process runs at once.")
+
+
 class FilesGroup(Group):
     """Files that clients upload for batches."""
 
@@ -175,6 +252,9 @@ class SecretsGroup(Group):
     signing_key: SecretStr | None = None
     organization_salt: SecretStr | None = None
     key_pepper: SecretStr | None = None
+    metaqore_api_key: SecretStr | None = Field(
+        default=None, description="The MetaQore server's API key, as it is: one line, no hexadecimal."
+    )
 
     def keys(self, name: str) -> tuple[bytes, ...]:
         """Return the keys of secret `name`, newest first, each of 32 bytes.
@@ -205,6 +285,29 @@ class SecretsGroup(Group):
             raise ConfigurationError(f"{where} must hold {KEY_BYTES}-byte keys in hexadecimal, one a line")
         return keys
 
+    def metaqore_key(self) -> str | None:
+        """Return the API key for MetaQore, or None if there is neither variable nor file: not every server wants one.
+
+        Raises ConfigurationError if it cannot be read or could not be sent in a header; the message never shows it.
+        """
+        path, where = self.directory / "metaqore_api_key", f"{PREFIX}SECRETS__METAQORE_API_KEY"
+        if self.metaqore_api_key is not None:
+            text = self.metaqore_api_key.get_secret_value()
+        else:
+            where = str(path)
+            try:
+                text = path.read_text("ascii")
+            except FileNotFoundError:
+                return None
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(
+                    f"secret metaqore_api_key cannot be read from {path}: {error.__class__.__name__}"
+                ) from None
+        key = text.strip()
+        if not key or not (key.isascii() and key.isprintable()) or " " in key:
+            raise ConfigurationError(f"{where} must hold one API key: printable ASCII without spaces")
+        return key
+
 
 SECRET_NAMES = ("master_key", "signing_key", "organization_salt", "key_pepper")
 
@@ -226,7 +329,10 @@ class Settings(BaseSettings):
     database: DatabaseGroup = DatabaseGroup()
     engine: EngineGroup = EngineGroup()
     governance: GovernanceGroup = GovernanceGroup()
+    metaqore: MetaqoreGroup = MetaqoreGroup()
+    profiles: ProfilesGroup = ProfilesGroup()
     streaming: StreamingGroup = StreamingGroup()
+    audit: AuditGroup = AuditGroup()
     files: FilesGroup = FilesGroup()
     secrets: SecretsGroup = SecretsGroup()
 
@@ -302,8 +408,14 @@ def _refuse_unknown_variables() -> None:
     """Raise ConfigurationError for a METAQORE_ variable that no setting has: most are typing errors."""
     known = [f"{PREFIX}{group}__{key}".upper() for group, keys in _known_keys().items() for key in keys]
     for name in os.environ:
-        if name.upper().startswith(PREFIX) and name != CONFIG_VARIABLE and name not in known:
-            raise ConfigurationError(f"environment variable {name} is no setting{_suggestion(name.upper(), known)}")
+        if name.upper().startswith(PREFIX) and name not in (CONFIG_VARIABLE, URL_VARIABLE, *known):
+            # What begins with the prefix resembles every short name by the prefix alone.
+            short = (
+                [CONFIG_VARIABLE, URL_VARIABLE] if _suggestion(name.upper()[len(PREFIX) :], ["CONFIG", "URL"]) else []
+            )
+            raise ConfigurationError(
+                f"environment variable {name} is no setting{_suggestion(name.upper(), [*short, *known])}"
+            )
 
 
 def load() -> Settings:
@@ -314,6 +426,8 @@ def load() -> Settings:
         short["gateway"] = {"request_queue_url": url}
     if url := os.environ.get("DATABASE_URL"):
         short["database"] = {"url": url}
+    if url := os.environ.get(URL_VARIABLE):
+        short["metaqore"] = {"url": url}
     try:
         return Settings(**short)
     except ValidationError as error:

@@ -62,11 +62,11 @@ def _is_reply(reply: Reply, headers: Mapping[str, str], body: bytes) -> None:
     media_type = headers.get("Content-Type", "").partition(";")[0]
     if media_type == "text/event-stream":
         assert reply.stream is not None
-    elif media_type == "application/json" and reply.bytes_type is None:
+    elif media_type == "application/json" and not reply.bytes_types:
         assert reply.model is not None
         reply.model.model_validate_json(body, strict=True)
     else:
-        assert media_type in (reply.bytes_type, "") or (not body and reply.model is None)
+        assert media_type in (*reply.bytes_types, "") or (not body and reply.model is None)
 
 
 def _is_error(operation: Operation, status: int, headers: Mapping[str, str], body: bytes) -> None:

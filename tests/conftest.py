@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 from xdist.scheduler import LoadFileScheduling
 
 from gateway_app import build
-from gateway_app.governance.api_keys import ApiKeys
+from gateway_app.governance.api_keys import ApiKeys, Role
 from tasks.db import Database
 from tasks.migrating import upgrade
 from tasks.settings import CONFIG_VARIABLE, KEY_BYTES, PREFIX, SECRET_NAMES, settings
@@ -189,10 +189,10 @@ def client(configured: None) -> Iterator[FlaskClient]:
     assert not faults, faults
 
 
-def new_key(organization: str) -> str:
+def new_key(organization: str, role: Role = "member") -> str:
     """Return an API key of `organization` for the configured gateway."""
     database = Database(settings().database)
     try:
-        return ApiKeys(database, settings().secrets.keys("key_pepper")).create(organization, "test")[1]
+        return ApiKeys(database, settings().secrets.keys("key_pepper")).create(organization, "test", role)[1]
     finally:
         database.close()

@@ -40,7 +40,7 @@ class QuietHandler(WSGIRequestHandler):
 
 @dataclass(frozen=True)
 class Served:
-    """Where the gateway is, and a key of the organization `default`."""
+    """Where the gateway is, and an admin key of the organization `default`."""
 
     url: str
     key: str
@@ -69,7 +69,7 @@ def serve(worker: Worker | None = None) -> Iterator[Served]:
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=QuietHandler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
-    served = Served(f"http://127.0.0.1:{server.server_port}", new_key("default"))
+    served = Served(f"http://127.0.0.1:{server.server_port}", new_key("default", "admin"))
     try:
         if worker is not None:
             worker.start()

@@ -63,11 +63,19 @@ class Project:
         return [call.partition("--no-compile ")[2] for call in calls if "-m pip install" in call]
 
     def start(self) -> subprocess.Popen[str]:
-        """Prepare in a process of its own."""
+        """Prepare in a process of its own, which hears Ctrl-C also where this one was started not to."""
         command = [sys.executable, "-c", PREPARE]
         environment = os.environ | {"PYTHONPATH": str(self.root / "bin")}
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=self.root, env=environment, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=environment,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  no threads run here
+        )
 
 
 @pytest.fixture

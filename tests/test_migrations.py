@@ -25,7 +25,8 @@ from tasks.db import create_engine, now
 from tasks.errors import ConfigurationError, GatewayError
 from tasks.ids import PREFIX, new_request_id
 from tasks.migrating import MIGRATIONS, pending_migrations, upgrade
-from tasks.schema import audit_events, metadata, requests
+from tasks.schema import api_keys, audit_events, metadata, requests
+from tasks.schema_profiles import agents, profile_versions
 from tasks.settings import DatabaseGroup
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -213,6 +214,119 @@ def test_requests_of_the_release_before(database_url: str) -> None:
     for found in rows:
         assert (found.api, found.priority, found.state) == ("tasks", "normal", "queued")
         assert (found.project_id, found.deadline, found.cancel_requested_at) == (None, None, None)
+
+
+def test_profiles_of_the_release_before(database_url: str) -> None:
+    """They are still there with what they were; what was active once is no draft; that release's gateways go on."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["url"] = database_url
+    command.upgrade(config, "0006")
+    at = "2026-11-24 12:00:00"
+    agent = {"organization": "acme", "newest_version": 3, "version_count": 3, "created_at": at, "activated_at": at}
+    version = {"organization": "acme", "agent_name": "poet", "data_key": b"k", "description": b"d", "segments": b"s"}
+    version |= {"created_at": "2026-11-20 12:00:00", "created_by": "key_1"}
+    known = {"prefix_base": "b" * 64, "static_profile_hash": "h" * 64, "static_token_count": 5, "joinable": True}
+    unknown = dict.fromkeys(known)
+    old_agents, old_versions = (
+        sa.table(name, *map(sa.column, columns))
+        for name, columns in (
+            ("agents", (*agent, "agent_name", "active_version")),
+            ("profile_versions", (*version, *known, "version")),
+        )
+    )
+
+    def write(name: str, active: int | None) -> None:
+        connection.execute(sa.insert(old_agents), agent | {"agent_name": name, "active_version": active})
+        rows = [{"version": 1, **known}, {"version": 2, **known}, {"version": 3, **unknown}]
+        connection.execute(sa.insert(old_versions), [version | row | {"agent_name": name} for row in rows])
+
+    with connected(database_url) as connection:
+        write("poet", 2)
+        write("idle", None)
+    upgrade(database_url)
+    with connected(database_url) as connection:
+        write("late", 2)
+        made = connection.execute(sa.select(agents).order_by(agents.c.agent_name)).all()
+        versions = connection.execute(
+            sa.select(profile_versions).order_by(profile_versions.c.agent_name, profile_versions.c.version)
+        ).all()
+    assert [(row.agent_name, row.active_version, row.revision) for row in made] == [
+        ("idle", None, 0), ("late", 2, 0), ("poet", 2, 0),
+    ]  # fmt: skip
+    for row in made:
+        assert {row.previous_version, row.retired_at, row.canary_version, row.canary_share, row.canary_since} == {None}
+    for one in versions:
+        assert (one.data_key, one.description, one.segments, one.created_by) == (b"k", b"d", b"s", "key_1")
+        assert (one.extends, one.abstract, one.author, one.reason, one.pins, one.inherited) == (
+            None, False, None, None, None, None,
+        )  # fmt: skip
+    used = [(one.agent_name, one.activated_at and one.activated_at.day) for one in versions]
+    assert used == [
+        *(("idle", 20), ("idle", 20), ("idle", None)),
+        *(("late", None), ("late", None), ("late", None)),
+        *(("poet", 20), ("poet", 24), ("poet", None)),
+    ]
+
+
+def test_the_record_of_the_release_before(database_url: str) -> None:
+    """Every event, key and row number is what it was, and the record takes inserts only, of more kinds than before."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["url"] = database_url
+    command.upgrade(config, "0004")
+    subjects = [Subject(new_request_id(), "acme", "key_1", "prüfer") for _ in range(3)]
+    details = {"veto": {"reason": "ü 😀", "details": {"policy": "x"}}, "finish_reason": None}
+    kinds = ("received", "admitted", "started", "completed")
+    events = [event(subjects[0], kind, attempt=int(kind in kinds[2:]), policy="p", queued_ms=0.125) for kind in kinds]
+    events += [event(subjects[1], "received"), event(subjects[1], "vetoed", details=details, reason="r" * 200)]
+    key = {"key_id": "key_1", "organization": "acme", "name": "old", "key_hash": b"\x00" * 32, "created_at": now()}
+    keys = sa.Table("api_keys", sa.MetaData(), *(sa.Column(name, api_keys.c[name].type) for name in key))
+    with connected(database_url) as connection:
+        columns = [str(column["name"]) for column in sa.inspect(connection).get_columns("audit_events")]
+        old = sa.Table("audit_events", sa.MetaData(), *(sa.Column(name, audit_events.c[name].type) for name in columns))
+        for row in events:
+            connection.execute(sa.insert(old), row)
+        if connection.dialect.name == "sqlite":
+            # Numbers have gaps where an insert was rolled back or a row was numbered by hand.
+            numbered = "INSERT INTO audit_events (rowid, request_id, kind, attempt, epoch, occurred_at, organization, api_key_id)"
+            connection.exec_driver_sql(
+                f"{numbered} VALUES (1000, ?, 'received', 0, 0, '2026-01-01 00:00:00', 'acme', 'key_1')",
+                (subjects[2].request_id,),
+            )
+        connection.execute(sa.insert(keys), key)
+        before = _record(connection, columns)
+    upgrade(database_url)
+    with connected(database_url) as connection:
+        assert _record(connection, columns) == before
+        assert connection.execute(sa.select(api_keys.c.role)).scalars().all() == ["member"]
+        connection.execute(sa.insert(keys), {**key, "key_id": "key_2", "key_hash": b"\x01" * 32})
+        changed = event(Subject(new_request_id(), "acme", "cli"), "policy_changed", reason="ü" * 500)
+        connection.execute(sa.insert(audit_events), changed)
+        assert len(_record(connection, columns)[1]) == len(before[1])
+    inserted = "INSERT INTO audit_events (request_id, kind, attempt, epoch, occurred_at, organization, api_key_id)"
+    same = "7, 1, occurred_at, organization, api_key_id FROM audit_events"
+    for statement in (
+        "UPDATE audit_events SET reason = 'forged'",
+        "DELETE FROM audit_events",
+        "UPDATE api_keys SET role = 'owner'",
+        "INSERT INTO audit_events SELECT * FROM audit_events WHERE kind = 'received'",
+        f"{inserted} SELECT request_id, 'failed', {same} WHERE kind = 'completed'",
+        f"{inserted} SELECT request_id, 'nonsense', {same}",
+    ):
+        with pytest.raises(sa.exc.DBAPIError), connected(database_url) as connection:
+            connection.exec_driver_sql(statement)
+
+
+def _record(connection: Connection, columns: list[str]) -> tuple[list[Any], list[Any]]:
+    """Return all events of requests with their row numbers, where there are any, and the view's rows."""
+    number = "rowid" if connection.dialect.name == "sqlite" else "0"
+    query = (
+        f"SELECT {number}, {', '.join(columns)} FROM audit_events"
+        " WHERE kind <> 'policy_changed' ORDER BY request_id, kind"
+    )
+    view = "SELECT * FROM audit_requests ORDER BY request_id"
+    return [[tuple(row) for row in connection.exec_driver_sql(text)] for text in (query, view)]  # type: ignore[return-value]
 
 
 def test_a_database_of_a_newer_release(database_url: str) -> None:

@@ -1,10 +1,13 @@
 """One request, from a queue message to its terminal event.
 
-    decode → start (SQL) → static ids → engine → frames … → complete (SQL) → last frame → drop the lease
+    decode → governance, again → start (SQL) → static ids → engine → frames … → complete (SQL) → last frame → drop the lease
 
 The order of the last three is the promise: the answer is recorded before anyone is told that it is complete, and the
 message is let go last. A worker may die between any two of them; the message then comes back when its lease ends,
 `start` finds the request finished, and only the steps that are missing are done.
+
+What was allowed when it was queued may be so no longer: governance is asked once more before the engine sees it, and a
+request that it refuses now ends here. If it refuses only because MetaQore does not answer, it is asked again for a while.
 
 A request that is cancelled, or whose deadline passes, while it runs is stopped at once: the engine's slot is free again,
 and what was said so far is recorded with its figures.
@@ -15,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,13 +31,14 @@ from tasks.crypto import derive, seal
 from tasks.db import Database, now
 from tasks.errors import DatabaseUnavailable, EngineDead, GatewayError, MessageRejected
 from tasks.job import Job
-from tasks.lifecycle import Attempt, NotStarted
+from tasks.lifecycle import Attempt, NotStarted, Refusal
 from tasks.queueing.leases import Leases
 from tasks.queueing.message import MessageCodec
 from tasks.schema import TERMINAL_STATES
 from tasks.stream import completed, ended
 from worker_gpu.answer import Answer
 from worker_gpu.engines.base import Engine, GenerationRequest
+from worker_gpu.patience import is_unanswered, look_again
 from worker_gpu.profiles import StaticParts
 from worker_gpu.streams import RequestStream, StreamWriter
 
@@ -42,19 +46,22 @@ Outcome = Literal["completed", "cancelled", "expired"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _DATABASE_RETRY_S = 1.0
+#: So long after a deadline the clock is past it for sure.
+_JUST_AFTER_S = 0.02
 
 
 @dataclass(slots=True, eq=False)
 class Scope:
-    """What one attempt does on the engine, with the time limit by which it is stopped, and whether it was cancelled."""
+    """What is done for a request here, with the time limit by which it is stopped, and why it was stopped before that."""
 
     limit: asyncio.Timeout
     cancelled: bool = False
+    superseded: bool = False
 
     def stop(self, *, cancelled: bool) -> None:
         """End it now. Where its limit has been reached it is ending already, for the reason that came first."""
         if not self.limit.expired():
-            self.cancelled = cancelled
+            self.cancelled, self.superseded = cancelled, not cancelled
             self.limit.reschedule(asyncio.get_running_loop().time())
 
 
@@ -62,7 +69,9 @@ class Scope:
 class Runner:
     """Runs requests. `salt` is the secret that organizations' cache salts are derived from.
 
-    `scopes` holds the newest attempt of each request that the engine runs.
+    `recheck` returns why a request must not run any more; it blocks, and may raise DatabaseUnavailable. Where it cannot
+    tell for want of MetaQore's answer, it is asked again for up to `patience_s`.
+    `scopes` holds the newest attempt of each request that the engine runs, or that waits for an answer.
     """
 
     engine: Engine
@@ -75,6 +84,8 @@ class Runner:
     model: str
     max_attempts: int
     salt: bytes
+    recheck: Callable[[str], Refusal | None]
+    patience_s: float = 0.0
     scopes: dict[str, Scope] = field(default_factory=dict)
 
     async def run(self, envelope: Any, tag: str) -> bool:
@@ -86,8 +97,17 @@ class Runner:
             # Left leased: perhaps another worker has the key that this one lacks, and it is tried again then.
             logger.error("message %s refused: %s", tag, error.detail)
             return False
+        refusal = await self._look(job.request_id)
+        if self.patience_s > 0 and is_unanswered(refusal):
+            scope, refusal = await self._be_patient(job.request_id, refusal)
+            if scope.superseded:
+                # Its lease was lost meanwhile and taken again by this very worker, which goes on with it elsewhere.
+                return False
+            taken_at = time.time()
         started = await self._write(
-            lambda connection: lifecycle.start(connection, job.request_id, job.epoch, self.worker, self.max_attempts)
+            lambda connection: lifecycle.start(
+                connection, job.request_id, job.epoch, self.worker, self.max_attempts, refusal
+            )
         )
         if isinstance(started, NotStarted):
             await self._tell_again(job, started)
@@ -120,9 +140,26 @@ class Runner:
         if scope is not None:
             scope.stop(cancelled=True)
 
+    async def _look(self, request_id: str) -> Refusal | None:
+        return await self._waiting(lambda: asyncio.to_thread(self.recheck, request_id))
+
+    async def _be_patient(self, request_id: str, refusal: Refusal | None) -> tuple[Scope, Refusal | None]:
+        """Look again until there is an answer, the deadline has passed, or nobody wants it any more; return the last word.
+
+        `start` finds out which it was.
+        """
+        deadline = await self._waiting(
+            lambda: asyncio.to_thread(self.database.read, lambda on: lifecycle.deadline(on, request_id))
+        )
+        left_s = _seconds_until(deadline)
+        logger.info("request %s waits for MetaQore", request_id)
+        async with self._scope(request_id, None if left_s is None else left_s + _JUST_AFTER_S) as scope:
+            refusal = await look_again(lambda: self._look(request_id), refusal, self.patience_s)
+        return scope, refusal
+
     async def _generate(self, job: Job, attempt: Attempt, answer: Answer) -> Outcome:
         """Have the engine answer; return whether it came to its end, was cancelled, or was not in time."""
-        async with self._scope(job.request_id, attempt) as scope:
+        async with self._scope(job.request_id, _seconds_until(attempt.deadline)) as scope:
             await self._answer(job, attempt, answer)
         if scope.limit.expired():
             return "cancelled" if scope.cancelled else "expired"
@@ -131,9 +168,9 @@ class Runner:
         return "completed"
 
     @asynccontextmanager
-    async def _scope(self, request_id: str, attempt: Attempt) -> AsyncIterator[Scope]:
-        """Bound what is done within by the request's deadline and by `stop`; being stopped is no error."""
-        limit = asyncio.timeout(_seconds_until(attempt.deadline))
+    async def _scope(self, request_id: str, limit_s: float | None) -> AsyncIterator[Scope]:
+        """Bound what is done within by so many seconds and by `stop`; being stopped is no error."""
+        limit = asyncio.timeout(limit_s)
         scope = Scope(limit)
         try:
             async with limit:
@@ -191,9 +228,13 @@ class Runner:
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
         """Commit `work`, however long the database is away: what was done must be recorded."""
+        return await self._waiting(lambda: asyncio.wrap_future(self.database.submit(work)))
+
+    async def _waiting(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Return what `work` gives, once the database is there."""
         while True:
             try:
-                return await asyncio.wrap_future(self.database.submit(work))
+                return await work()
             except DatabaseUnavailable:
                 await asyncio.sleep(_DATABASE_RETRY_S)
 

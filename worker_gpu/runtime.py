@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import redis
@@ -23,6 +24,9 @@ from tasks import lifecycle
 from tasks.crypto import KeyWrapper, Signer
 from tasks.db import Database
 from tasks.errors import DatabaseUnavailable, EngineDead
+from tasks.governance.metaqore import make_projects
+from tasks.governance.policies import default_policy
+from tasks.governance.recheck import Recheck
 from tasks.prompts.tokenizer import ModelTokenizer, resolve_checkpoint
 from tasks.queueing.heartbeats import INTERVAL_S, TTL_S
 from tasks.queueing.keys import QueueKeys
@@ -38,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 DRAIN_S = 20.0
 _LEASES_PER_RENEWAL = 3
+#: Threads for what blocks; they are made as they are needed.
+_THREADS = 32
 _CANCEL_RETRY_S = 0.5
 GC_THRESHOLD = (50_000, 20, 50)
 
@@ -79,6 +85,8 @@ class Runtime:
         self._thread.join()
         self._loop.close()
         self._database.close()
+        if self._projects is not None:
+            self._projects.close()
 
     async def _start(self) -> None:
         settings = self._settings
@@ -92,6 +100,9 @@ class Runtime:
         )
         self._leases = Leases(self._redis, self._keys)
         self._database = Database(settings.database)
+        self._projects = make_projects(settings)
+        # Each request waits in a thread while governance looks at it again, and perhaps at its project elsewhere.
+        self._loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="worker"))
         self._streams = StreamWriter(self._redis, settings.gateway.key_prefix, settings.streaming)
         self._background = [asyncio.create_task(self._forever(self._beat, INTERVAL_S))]
         self._engine = create_engine(settings)
@@ -116,6 +127,8 @@ class Runtime:
             model=settings.engine.model_name,
             max_attempts=settings.scheduling.max_attempts,
             salt=settings.secrets.keys("organization_salt")[0],
+            recheck=Recheck(self._database, default_policy(settings.governance), self._projects).refusal,
+            patience_s=settings.metaqore.patience_s,
         )
         renewal_s = settings.scheduling.lease_s / _LEASES_PER_RENEWAL
         self._background += [

@@ -9,6 +9,7 @@ from pydantic import Field
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from gateway_app.api import reading
+from gateway_app.api.attachment import attach
 from gateway_app.api.pages import page
 from gateway_app.batches import ids
 from gateway_app.batches.files import Files, StoredFile
@@ -76,7 +77,7 @@ def blueprint(keys: ApiKeys, files: Files, database: Database, max_bytes: int) -
     def content(file_id: str) -> Response:
         file = files.find(file_id, g.caller.organization)
         response = Response(files.read(file), content_type="application/octet-stream")
-        response.headers.set("Content-Disposition", "attachment", filename=file.filename)
+        attach(response, file.filename)
         response.headers["Content-Length"] = str(file.size)
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response

@@ -35,6 +35,11 @@ def body() -> bytes:
     """Return the request's body. Raises UnsupportedMediaType, BodyTooLarge, InvalidJson."""
     if request.mimetype != "application/json":
         raise UnsupportedMediaType
+    return content()
+
+
+def content() -> bytes:
+    """Return the request's body, of whatever type. Raises BodyTooLarge, InvalidJson."""
     try:
         return request.get_data(cache=False)
     except RequestEntityTooLarge:

@@ -17,7 +17,7 @@ from gateway_app.pipeline import Accepted, Pipeline
 from gateway_app.streaming.watch import Watcher
 from gateway_app.synchronous import Synchronous
 from tasks import lifecycle
-from tasks.errors import InvalidRequest, by_code
+from tasks.errors import InvalidRequest, PolicyVeto, by_code
 from tasks.ids import is_request_id
 from tasks.job import Frozen, Name, TaskRequest
 from tasks.schema import TERMINAL_STATES
@@ -164,6 +164,10 @@ def task_answer(watcher: Watcher, row: Row[Any]) -> dict[str, Any]:
             "hint": kind.hint,
             "retryable": kind.retryable,
         }
+        if issubclass(kind, PolicyVeto):
+            # It was refused when it left the queue; the audit event alone holds what its caller was not there to be told.
+            veto = watcher.database.read(lambda connection: lifecycle.veto_of(connection, row.request_id))
+            task["error"] |= {"veto": veto} if veto else {}
     return task
 
 

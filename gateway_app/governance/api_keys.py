@@ -9,14 +9,16 @@ from __future__ import annotations
 import hmac
 import secrets
 from dataclasses import dataclass
+from typing import Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from tasks.db import Database, now
-from tasks.errors import Unauthenticated
+from tasks.errors import AdminRequired, Unauthenticated
 from tasks.schema import api_keys
 
+Role = Literal["member", "admin"]
 PREFIX = "mq_"
 #: A key of ours is 46 characters; anything much longer is not worth hashing.
 MAX_LENGTH = 200
@@ -28,6 +30,12 @@ class Caller:
 
     key_id: str
     organization: str
+    role: Role = "member"
+
+    def require_admin(self) -> None:
+        """Raise AdminRequired unless the key may change what holds for its whole organization."""
+        if self.role != "admin":
+            raise AdminRequired
 
 
 class ApiKeys:
@@ -37,7 +45,7 @@ class ApiKeys:
         self._database = database
         self._peppers = peppers
 
-    def create(self, organization: str, name: str) -> tuple[str, str]:
+    def create(self, organization: str, name: str, role: Role = "member") -> tuple[str, str]:
         """Return a new key's id and the key itself, which nobody can read again."""
         key, key_id = PREFIX + secrets.token_urlsafe(32), "key_" + secrets.token_hex(8)
         row = {
@@ -46,6 +54,7 @@ class ApiKeys:
             "name": name,
             "key_hash": self._hash(key, self._peppers[0]),
             "created_at": now(),
+            "role": role,
         }
         self._database.write(lambda connection: connection.execute(sa.insert(api_keys), row) and None)
         return key_id, key
@@ -57,13 +66,13 @@ class ApiKeys:
         if scheme.lower() != "bearer" or not key or len(key) > MAX_LENGTH:
             raise Unauthenticated
         hashes = [self._hash(key, pepper) for pepper in self._peppers]
-        query = sa.select(api_keys.c.key_id, api_keys.c.organization).where(
+        query = sa.select(api_keys.c.key_id, api_keys.c.organization, api_keys.c.role).where(
             api_keys.c.key_hash.in_(hashes), api_keys.c.revoked_at.is_(None)
         )
         row = self._database.read(lambda connection: connection.execute(query).one_or_none())
         if row is None:
             raise Unauthenticated
-        return Caller(row.key_id, row.organization)
+        return Caller(row.key_id, row.organization, row.role)
 
     def revoke(self, key_id: str) -> bool:
         """Make the key useless from now on. Returns False if there is no such key in use."""
@@ -75,11 +84,12 @@ class ApiKeys:
         return self._database.write(work)
 
     def all(self) -> list[Row[tuple[object, ...]]]:
-        """Return every key's id, organization, name and dates, oldest first."""
+        """Return every key's id, organization, name, role and dates, oldest first."""
         columns = (
             api_keys.c.key_id,
             api_keys.c.organization,
             api_keys.c.name,
+            api_keys.c.role,
             api_keys.c.created_at,
             api_keys.c.revoked_at,
         )

@@ -13,7 +13,7 @@ from gateway_app.local.processes import kill
 from gateway_app.local.progress import Progress
 from gateway_app.local.secrets import create_secrets
 from tasks.db import Database
-from tasks.errors import ConfigurationError, Unauthenticated
+from tasks.errors import AdminRequired, ConfigurationError, Unauthenticated
 from tasks.migrating import upgrade
 from tasks.settings import DEFAULT_MODEL, Settings
 
@@ -49,16 +49,17 @@ def prepare_model(settings: Settings, progress: Progress) -> None:
 
 
 def prepare_api_key(settings: Settings, folder: Folder, progress: Progress) -> None:
-    """Make the API key of the first curl, unless there is one that this database knows."""
+    """Make the API key of the first curl, unless there is one that this database knows. It is an admin key."""
     database = Database(settings.database)
     try:
         keys = ApiKeys(database, settings.secrets.keys("key_pepper"))
         try:
-            keys.authenticate(f"Bearer {folder.api_key.read_text('ascii').strip()}")
-        except (FileNotFoundError, UnicodeDecodeError, Unauthenticated):
-            # An unknown one is left of a database that was deleted, or was revoked: it opens nothing.
+            keys.authenticate(f"Bearer {folder.api_key.read_text('ascii').strip()}").require_admin()
+        except (FileNotFoundError, UnicodeDecodeError, Unauthenticated, AdminRequired):
+            # An unknown one is left of a database that was deleted, or was revoked: it opens nothing. One of a release
+            # that had no admin keys goes on to work wherever it is used.
             folder.api_key.unlink(missing_ok=True)
-            _, key = keys.create("default", "local")
+            _, key = keys.create("default", "local", "admin")
             folder.write_private(folder.api_key, key + "\n")
             progress.say(f"made an API key: {os.path.relpath(folder.api_key, folder.root)}")
     finally:

@@ -91,7 +91,7 @@ FILES = (
         "getFileContent",
         "OpenAI",
         "Download a file",
-        {200: Reply("Its bytes.", bytes_type="application/octet-stream", headers=("Content-Disposition",))},
+        {200: Reply("Its bytes.", bytes_types=("application/octet-stream",), headers=("Content-Disposition",))},
         errors=(NotFound,),
     ),
 )

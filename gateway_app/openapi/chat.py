@@ -17,6 +17,7 @@ from tasks.errors import (
     EngineDead,
     EngineFailed,
     Expired,
+    KeyRevoked,
     ModelMismatch,
     NotFound,
     UnknownAgent,
@@ -24,7 +25,7 @@ from tasks.errors import (
 )
 
 #: What an operation that waits for the answer can answer with, once it has begun.
-WAITS: Errors = (EngineFailed, EngineDead, ModelMismatch, AttemptsExhausted, Cancelled, Expired)
+WAITS: Errors = (EngineFailed, EngineDead, ModelMismatch, AttemptsExhausted, Cancelled, Expired, KeyRevoked)
 
 MESSAGES: dict[str, Any] = {"messages": [{"role": "user", "content": "What is on fire?"}], "max_tokens": 16}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway_app.openapi import batches, chat, health, profiles, responses, sockets, tasks
+from gateway_app.openapi import audit, batches, chat, health, policy, profiles, responses, sockets, tasks
 from gateway_app.openapi.components import components
 from gateway_app.openapi.operation import Operation
 from gateway_app.openapi.problems import ErrorAnswers
@@ -17,6 +17,8 @@ OPERATIONS: tuple[Operation, ...] = (
     *responses.OPERATIONS,
     *batches.OPERATIONS,
     *profiles.OPERATIONS,
+    *policy.OPERATIONS,
+    *audit.OPERATIONS,
     *sockets.OPERATIONS,
     *health.OPERATIONS,
 )
@@ -32,6 +34,8 @@ that is not described here is refused, not ignored.
 TAGS = {
     "tasks": "The native API: submit, poll, watch, cancel.",
     "OpenAI": "What OpenAI's clients speak. An agent is a model.",
+    "policy": "What an organization allows, and who changed it.",
+    "audit": "The record of an organization's requests and changes. Any of its keys may read it.",
     "profiles": "Agents: a long, constant prompt each, in versions.",
     "sockets": "Streams over WebSockets, one task or many.",
     "health": "For load balancers and operators; without a key.",
@@ -40,7 +44,7 @@ _TEXT = {"type": "string"}
 HEADERS: dict[str, dict[str, Any]] = {
     "Allow": {"description": "The methods that the path has.", "required": True, "schema": _TEXT},
     "Content-Disposition": {"description": "The file's name.", "required": True, "schema": _TEXT},
-    "ETag": {"description": "The profile's state, for If-Match.", "required": True, "schema": _TEXT},
+    "ETag": {"description": "The state of what is shown, for If-Match.", "required": True, "schema": _TEXT},
     "Idempotent-Replayed": {
         "description": "There, this is the answer to an earlier request with the same Idempotency-Key.",
         "schema": {"const": "true"},

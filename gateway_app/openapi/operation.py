@@ -18,7 +18,7 @@ from tasks.errors import (
     UnsupportedMediaType,
 )
 
-Method = Literal["get", "post", "delete"]
+Method = Literal["get", "post", "put", "delete"]
 Errors = tuple[type[GatewayError], ...]
 
 #: What every operation that wants a key can answer with.
@@ -66,7 +66,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A success: JSON described by `model`, a stream, bytes of the media type `bytes_type`, one of these, or nothing.
+    """A success: JSON described by `model`, a stream, bytes of one of the `bytes_types`, or nothing.
 
     `headers` are names of `document.HEADERS`.
     """
@@ -74,7 +74,7 @@ class Reply:
     description: str
     model: type[BaseModel] | None = None
     stream: Stream | None = None
-    bytes_type: str | None = None
+    bytes_types: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
     links: tuple[Link, ...] = ()
     example: Any = None

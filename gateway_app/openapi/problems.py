@@ -10,10 +10,10 @@ from http import HTTPStatus
 from typing import Any
 
 from gateway_app.api.problems import describe
-from gateway_app.governance.secure_gateway import Veto
 from gateway_app.openai.errors import PATHS, error_object
 from gateway_app.openapi.operation import Answer, Errors, sometimes
 from tasks.errors import GatewayError, MethodNotAllowed, Unauthenticated
+from tasks.governance.secure_gateway import Veto
 
 EXAMPLE_ID = "gw_019d0c3a5b7e7c21a4f06d1e8b3c9f52"
 
@@ -35,6 +35,7 @@ class Extensions(Answer):
     context_window: int = sometimes("The model's, in tokens.")
     setting: str = sometimes("The setting that would allow it.")
     limit: int = sometimes("How many there may be.")
+    policy_version: int = sometimes("The version of the policy that is in force.")
     newest_version: int = sometimes("The newest version of the profile.")
 
 

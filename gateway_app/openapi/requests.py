@@ -84,6 +84,14 @@ class MatchHeaders(Sent):
     )
 
 
+class ChangeHeaders(Sent):
+    """Which version a change replaces."""
+
+    if_match: str = Field(
+        alias="If-Match", min_length=1, description="The ETag of what you read, or `*` for whatever is in force."
+    )
+
+
 class ChatHeaders(IdempotencyHeaders, GovernanceFields):
     """Which request this is, and what governance reads of it; the keys of `metadata` say the same."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway_app.openai.governance import IN_METADATA
+from gateway_app.profiles.drafts import RESERVED_NAMES
 from tasks.ids import PATTERN
 
 #: Text without control characters other than tab, line feed and carriage return; the second kind is not blank either.
@@ -66,10 +67,14 @@ OF_MODELS: dict[str, dict[str, Any]] = {
 OF_FIELDS: dict[tuple[str, str], dict[str, Any]] = {
     ("TaskBody", "directive"): {"pattern": _NOT_BLANK},
     ("TaskBody", "context"): {"pattern": _PRINTABLE},
-    ("NewAgent", "agent"): {"not": {"enum": [".", ".."]}},
+    ("NewAgent", "agent"): {"not": {"enum": list(RESERVED_NAMES)}},
+    ("ProfileFile", "agent"): {"not": {"enum": list(RESERVED_NAMES)}},
     ("NewAgent", "description"): {"pattern": _PRINTABLE},
     ("NewVersion", "description"): {"pattern": _PRINTABLE},
+    ("ProfileFile", "description"): {"pattern": _PRINTABLE},
     ("Segment", "text"): {"pattern": _NOT_BLANK},
+    ("Example", "user"): {"pattern": _NOT_BLANK},
+    ("Example", "assistant"): {"pattern": _NOT_BLANK},
     ("TaskQuery", "after"): {"pattern": f"^{PATTERN}$"},
     ("ChatBody", "stop"): {"anyOf": [_STOP, {"type": "array", "maxItems": 4, "items": _STOP}, _NONE]},
     ("ChatBody", "metadata"): {"description": _METADATA},

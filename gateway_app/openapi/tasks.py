@@ -26,17 +26,28 @@ from tasks.errors import (
     InvalidRequest,
     NotFound,
     PolicyVeto,
+    ProjectUnverified,
     PromptTooLong,
     QueueFull,
     QueueUnavailable,
     UnknownAgent,
+    Unsupported,
 )
 from tasks.prompts.tokenizer import TemplateRefused
 
 #: What every operation that takes a request for the model in can answer with.
 SUBMITS: Errors = (
     *READS_JSON,
-    *(PolicyVeto, UnknownAgent, IdempotencyConflict, PromptTooLong, DeadlinePassed, TemplateRefused),
+    *(
+        PolicyVeto,
+        ProjectUnverified,
+        Unsupported,
+        UnknownAgent,
+        IdempotencyConflict,
+        PromptTooLong,
+        DeadlinePassed,
+        TemplateRefused,
+    ),
     *(QueueFull, QueueUnavailable),
 )
 

@@ -66,8 +66,7 @@ class Writer:
                 content[_JSON]["example"] = reply.example
         if reply.stream is not None:
             content["text/event-stream"] = {"schema": self._event(reply.stream)}
-        if reply.bytes_type is not None:
-            content[reply.bytes_type] = {}
+        content |= {media_type: {} for media_type in reply.bytes_types}
         headers = {name: {"$ref": f"#/components/headers/{name}"} for name in reply.headers}
         links = {link.operation: _link(link) for link in reply.links}
         parts = {"headers": headers, "content": content, "links": links}

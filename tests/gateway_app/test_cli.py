@@ -52,8 +52,10 @@ def test_from_nothing_to_a_key(folder: Path) -> None:
     key = made("keys", "create", "--name", "test", "--organization", "acme").strip()
     assert re.fullmatch(r"mq_[\w-]{43}", key)
     listed = made("keys", "list")
-    assert "acme  test" in listed
+    assert "acme  test  member" in listed
     assert key not in listed
+    made("keys", "create", "--name", "chief", "--organization", "acme", "--admin")
+    assert "acme  chief  admin" in made("keys", "list")
     key_id = listed.split()[0]
     made("keys", "revoke", key_id)
     assert "revoked" in made("keys", "list")
@@ -75,7 +77,8 @@ def test_a_key_written_to_a_file(folder: Path) -> None:
 def test_profiles_check() -> None:
     """Every profile with its tokens."""
     shown = made("profiles", "check")
-    assert re.search(r"incident-responder  version 1  \d+ static tokens", shown)
+    assert re.search(r"incident-responder  version 1  \d+ static tokens  extends engineering-base\n", shown)
+    assert re.search(r"engineering-base  version 1  \d+ static tokens  abstract\n", shown)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ def test_errors_are_messages(
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("group", ["db", "keys", "profiles", "secrets"])
+@pytest.mark.parametrize("group", ["db", "keys", "policy", "profiles", "secrets"])
 def test_help(group: str) -> None:
     """Each group explains itself."""
     assert "Commands:" in made(group, "--help")

@@ -93,3 +93,32 @@ def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load()
     for shown in (repr(loaded), str(loaded), repr(loaded.secrets), repr(loaded.model_dump()), loaded.model_dump_json()):
         assert KEY not in shown
+
+
+# --- The key for MetaQore, which is another server's and has no form of ours ----------------------------
+
+
+def test_the_key_for_metaqore_is_optional(secrets_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither variable nor file: no key. The variable wins over the file, and space around it does not matter."""
+    assert load().secrets.metaqore_key() is None
+    (secrets_directory / "metaqore_api_key").write_text(" mq-from-file\n", encoding="ascii")
+    assert load().secrets.metaqore_key() == "mq-from-file"
+    monkeypatch.setenv("METAQORE_SECRETS__METAQORE_API_KEY", "mq-from-variable")
+    assert load().secrets.metaqore_key() == "mq-from-variable"
+    assert "mq-from" not in repr(load())
+
+
+@pytest.mark.parametrize(
+    "content", ["", " \n", f"{PASSWORD}\r\nX-Other: 1", f"{PASSWORD} {PASSWORD}", f"{PASSWORD}\x7f", f"é{PASSWORD}"]
+)
+def test_a_malformed_key_for_metaqore(secrets_directory: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    """What cannot be one header's value stops the start; nothing of it is shown."""
+    path = secrets_directory / "metaqore_api_key"
+    path.write_text(content, encoding="utf-8", newline="")
+    with pytest.raises(ConfigurationError) as from_file:
+        load().secrets.metaqore_key()
+    assert str(path) in from_file.value.detail
+    monkeypatch.setenv("METAQORE_SECRETS__METAQORE_API_KEY", content)
+    with pytest.raises(ConfigurationError) as from_environment:
+        load().secrets.metaqore_key()
+    assert PASSWORD not in from_file.value.detail + from_environment.value.detail

@@ -201,6 +201,9 @@ def test_others_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         ("database", "timeout_s", -1),
         ("engine", "kind", PASSWORD),
         ("engine", "max_model_len", "long"),
+        ("metaqore", "mode", PASSWORD),
+        ("metaqore", "timeout_s", 0),
+        ("metaqore", "breaker_failures", 0),
         ("streaming", "join_ms", 1001),
         ("streaming", "heartbeat_s", "Infinity"),
     ],
@@ -279,12 +282,59 @@ def test_sqlite_url_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load().database.url == "sqlite:////data/gateway.db"
 
 
-@pytest.mark.parametrize("name", ["REDIS_URL", "DATABASE_URL"])
+@pytest.mark.parametrize("name", ["REDIS_URL", "DATABASE_URL", "METAQORE_URL", "METAQORE_METAQORE__URL"])
 def test_empty_short_url_counts_as_absent(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Compose files and shells often set a variable to nothing."""
     defaults = load()
     monkeypatch.setenv(name, "")
     assert load() == defaults
+
+
+@pytest.mark.parametrize("variable", ["METAQORE_URL", "METAQORE_METAQORE__URL"])
+@pytest.mark.parametrize(
+    "url", ["http://metaqore.example:8001", "https://[::1]:8001/", "http://127.0.0.1/api/v1", "https://a.example/mq/"]
+)
+def test_the_url_of_metaqore(monkeypatch: pytest.MonkeyPatch, variable: str, url: str) -> None:
+    """Its short name is as good as its long one, and wins over it. A slash at its end means nothing."""
+    assert load().metaqore.url is None
+    monkeypatch.setenv(variable, url)
+    assert load().metaqore.url == url.rstrip("/")
+    monkeypatch.setenv("METAQORE_URL", "http://strongest")
+    assert load().metaqore.url == "http://strongest"
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        (f"http://user:{PASSWORD}@host", "must hold no password"),
+        (f"http://{PASSWORD}@host", "must hold no password"),
+        (f"http://host?key={PASSWORD}", "must hold no query"),
+        (f"http://host#{PASSWORD}", "must hold no query"),
+        (f"redis://{PASSWORD}", "must be http"),
+        (PASSWORD, "must be http"),
+        ("http://", "must be http"),
+        ("http:///path", "must be http"),
+        ("http://host:0", "must be http"),
+        ("http://host:99999", "must be http"),
+        ("http://[::1", "must be http"),
+        ("http://host name", "must be http"),
+        ("http://host\r\nX: y", "must be http"),
+        ("http://höst", "must be http"),
+    ],
+)
+def test_a_bad_url_of_metaqore(monkeypatch: pytest.MonkeyPatch, url: str, told: str) -> None:
+    """It stops the start, and what was in it is not shown."""
+    monkeypatch.setenv("METAQORE_URL", url)
+    problem = message()
+    assert "metaqore.url: " in problem
+    assert told in problem
+    assert PASSWORD not in problem
+
+
+def test_a_misspelt_short_url_of_metaqore(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is still an unknown variable."""
+    monkeypatch.setenv("METAQORE_URI", "http://host")
+    assert "METAQORE_URI is no setting; did you mean METAQORE_URL?" in message()
 
 
 @pytest.mark.parametrize("name", ["REDIS_URL", "DATABASE_URL"])

@@ -9,7 +9,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -127,12 +127,12 @@ class Worker:
     redis_keys: QueueKeys
     tasks: list[asyncio.Task[bool]] = field(default_factory=list)
 
-    def message(self, *, n: int = 1, **columns: Any) -> Message:
+    def message(self, *, n: int = 1, decision: Mapping[str, Any] | None = None, **columns: Any) -> Message:
         """Admit a request, and lease its message to this worker."""
         subject = Subject(new_request_id(), ORGANIZATION, "key_1", "incident-responder")
         data_key, wrapped = self.keys.new_key(subject.request_id)
         facts = {"api": "tasks", "priority": "normal", "deadline": None, **columns}
-        admission = lifecycle.Admission(subject, {}, "ab" * 32, wrapped, b"payload", facts)
+        admission = lifecycle.Admission(subject, decision or {}, "ab" * 32, wrapped, b"payload", facts)
         self.database.write(lambda on: lifecycle.admit(on, admission))
         job = Job(
             request_id=subject.request_id,
@@ -256,6 +256,7 @@ async def working() -> AsyncIterator[Worker]:
             model="tiny",
             max_attempts=3,
             salt=b"salt" * 8,
+            recheck=lambda _request_id: None,
         )
         sending = asyncio.create_task(streams.send_forever())
         with redis.Redis.from_url(url) as looking:

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
-from gateway_app.governance.secure_gateway import Sensitivity
 from gateway_app.openapi.operation import Answer, sometimes
+from tasks.governance.secure_gateway import Sensitivity, Veto
 from tasks.job import FinishReason, Priority, Timings, TokenLogprob, ToolCall, ToolCallDelta, Usage
 
 State = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
@@ -87,6 +87,7 @@ class TaskError(Answer):
     message: str
     hint: str
     retryable: bool
+    veto: Veto = sometimes("Why governance refused it when it left the queue.")
 
 
 class Task(TaskSummary):

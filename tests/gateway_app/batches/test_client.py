@@ -15,6 +15,7 @@ import pytest
 import requests
 import sqlalchemy as sa
 from flask import Flask
+from werkzeug.http import parse_options_header
 from werkzeug.serving import make_server
 
 from gateway_app.api import batches as batch_routes
@@ -128,6 +129,16 @@ def test_files(served: Served) -> None:
         with pytest.raises(openai.NotFoundError) as refused:
             call(created.id)
         assert refused.value.code == "not_found"
+
+
+@pytest.mark.parametrize("name", ["日本 €.jsonl", 'a"b;c\\.jsonl', "näme.jsonl"])
+def test_a_file_is_saved_under_its_name(served: Served, name: str) -> None:
+    """Headers hold Latin-1 alone; a name of another script must not cost the download."""
+    created = served.client.files.create(file=(name, b"{}"), purpose="batch")
+    answer = served.client.files.content(created.id).response
+    assert answer.content == b"{}"
+    options = parse_options_header(answer.headers["Content-Disposition"])[1]
+    assert options["filename"] == created.filename == name
 
 
 def test_tenants(served: Served) -> None:

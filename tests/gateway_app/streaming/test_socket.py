@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import socket
 import struct
 import threading
@@ -239,7 +240,10 @@ def test_a_stalled_reader_is_cut_off(served: Served) -> None:
             assert time.monotonic() - began < 10 * LIMITS.send_timeout_s
         assert time.monotonic() - began >= LIMITS.send_timeout_s
         assert all(len(each._out) < 70_000 for each in served.sockets)
-        # What the kernel still had is gone too.
+        # What the kernel still had is gone too, once the web server has closed the connection.
+        reset = select.poll()
+        reset.register(stalled.socket, 0)
+        assert reset.poll(10_000)
         assert stalled.closed().reason == "reset"
 
 

@@ -222,14 +222,16 @@ def test_greedy_choices_are_the_same(host: Host) -> None:
 
 
 def test_logprobs_are_those_of_the_tokens(host: Host) -> None:
-    """One entry a token, its text the token's; alternatives are sorted, and greedy choice takes the first of them."""
+    """One entry a token, its text the token's; alternatives are sorted, and greedy choice takes one of the likeliest."""
     (none,) = host.answers()
     (bare,) = host.answers(logprobs=0)
     (greedy,) = host.answers(logprobs=5, temperature=0.0)
     assert (none.logprobs, len(bare.logprobs), len(greedy.logprobs)) == ([], 32, 32)
     assert all(entry.top == () and -50 < entry.logprob < 0 for entry in bare.logprobs)
     for entry in greedy.logprobs:
-        assert entry.top[0] == (entry.token, entry.logprob)
+        # Two tokens may be equally likely, to the last bit.
+        assert (entry.token, entry.logprob) in entry.top
+        assert entry.logprob == entry.top[0][1]
         assert len(entry.top) == 5
         assert [logprob for _, logprob in entry.top] == sorted((logprob for _, logprob in entry.top), reverse=True)
 

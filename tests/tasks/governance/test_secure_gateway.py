@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from gateway_app.governance.secure_gateway import (
+from tasks.errors import UnknownPolicy
+from tasks.governance.secure_gateway import (
     ALIASES,
     POLICIES,
     PROVIDERS,
@@ -15,7 +16,6 @@ from gateway_app.governance.secure_gateway import (
     recommend_provider,
     resolve_policy,
 )
-from tasks.errors import UnknownPolicy
 
 LOCAL, ALL = {"hmcp_gateway", "ollama"}, {"hmcp_gateway", "ollama", "openrouter"}
 ALLOWED = {
