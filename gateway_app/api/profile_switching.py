@@ -38,12 +38,12 @@ def add_routes(profiles: Blueprint, management: ProfileManagement) -> None:
 
     @profiles.post("/<agent:agent>/rollback")
     def roll_back(agent: str) -> Response:
-        wanted = reading.validate(RollBack, reading.parse(reading.body()))
+        wanted = reading.options(RollBack)
         return jsonify(_activated(catalogue, agent, switch.roll_back(g.caller, agent, wanted, expected_states())))
 
     @profiles.post("/<agent:agent>/retire")
     def retire(agent: str) -> Response:
-        why = reading.validate(Because, reading.parse(reading.body()))
+        why = reading.options(Because)
         before = switch.retire(g.caller, agent, why, expected_states())
         return jsonify(agent=agent, retired=True, previous_version=before)
 
@@ -72,12 +72,12 @@ def add_canary_routes(profiles: Blueprint, management: ProfileManagement) -> Non
 
     @profiles.post("/<agent:agent>/canary/promote")
     def promote_canary(agent: str) -> Response:
-        why = reading.validate(Because, reading.parse(reading.body()))
+        why = reading.options(Because)
         return jsonify(_activated(catalogue, agent, switch.promote_canary(g.caller, agent, why, expected_states())))
 
     @profiles.post("/<agent:agent>/canary/stop")
     def stop_canary(agent: str) -> Response:
-        why = reading.validate(Because, reading.parse(reading.body()))
+        why = reading.options(Because)
         switch.stop_canary(g.caller, agent, why, expected_states())
         return jsonify(agent=agent, canary=None)
 

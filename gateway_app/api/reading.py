@@ -82,6 +82,13 @@ def validate(model: type[M], content: Any) -> M:
     return _checked(lambda: model.model_validate(content))
 
 
+def options(model: type[M]) -> M:
+    """Return the body as a `model` whose fields may all be left out; no body at all does so. Raises as its parts do."""
+    if not request.mimetype and not request.content_length and not content():
+        return validate(model, {})
+    return validate(model, parse(body()))
+
+
 def query(model: type[M]) -> M:
     """Return the query's parameters as a `model`. Raises InvalidRequest, also if one is given twice."""
     repeated = [name for name, values in request.args.lists() if len(values) > 1]

@@ -101,6 +101,7 @@ class Operation:
     description: str = ""
     body: type[BaseModel] | None = None
     body_media_type: str = "application/json"
+    body_required: bool = True
     bodies: Mapping[str, Any] = field(default_factory=dict)
     query: type[BaseModel] | None = None
     headers: type[BaseModel] | None = None

@@ -50,6 +50,7 @@ SWITCHING = (
         description="Sent twice it leads back again: name the version, or send If-Match, where it may be repeated.",
         body=RollBack,
         bodies=_BECAUSE,
+        body_required=False,
         headers=MatchHeaders,
     ),
     Operation(
@@ -62,6 +63,7 @@ SWITCHING = (
         errors=_CHANGES,
         body=Because,
         bodies=_BECAUSE,
+        body_required=False,
         headers=MatchHeaders,
     ),
     Operation(
@@ -106,6 +108,7 @@ SWITCHING = (
         errors=(*_CHANGES, *TRIED),
         body=Because,
         bodies=_BECAUSE,
+        body_required=False,
         headers=MatchHeaders,
     ),
     Operation(
@@ -118,6 +121,7 @@ SWITCHING = (
         errors=_CHANGES,
         body=Because,
         bodies=_BECAUSE,
+        body_required=False,
         headers=MatchHeaders,
     ),
 )

@@ -37,7 +37,10 @@ class Writer:
             content: Schema = {"schema": self._components.bodies[operation.body]}
             if operation.bodies:
                 content["examples"] = {name: {"value": value} for name, value in operation.bodies.items()}
-            written["requestBody"] = {"required": True, "content": {operation.body_media_type: content}}
+            written["requestBody"] = {
+                "required": operation.body_required,
+                "content": {operation.body_media_type: content},
+            }
         written["responses"] = {
             **{str(status): self._reply(reply) for status, reply in operation.replies.items()},
             **self._errors.of(operation.path, operation.all_errors),

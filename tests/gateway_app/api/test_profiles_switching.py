@@ -65,6 +65,20 @@ def test_rollback(client: FlaskClient) -> None:
     assert change(client, "poet", "rollback", version=9).status_code == 404
 
 
+def test_a_body_may_be_left_out(client: FlaskClient) -> None:
+    """Where all of it is optional, no body is an empty one; a body that is no JSON is refused all the same."""
+    create(client, "poet", activate=True)
+    add(client, "poet", "Two.", activate=True)
+    for content, media_type, status in ((b"", "text/plain", 415), (b"{}", "", 415), (b"", "application/json", 400)):
+        answer = client.post("/v1/profiles/poet/rollback", data=content, content_type=media_type)
+        assert answer.status_code == status, (content, media_type, answer.text)
+    assert client.post("/v1/profiles/poet/rollback").json["active_version"] == 1
+    canary = client.put("/v1/profiles/poet/canary", json={"version": 2, "share": 0.5})
+    assert canary.status_code == 200
+    assert client.post("/v1/profiles/poet/canary/stop").json["canary"] is None
+    assert client.post("/v1/profiles/poet/retire").json["retired"] is True
+
+
 def test_rollback_to_the_file(client: FlaskClient) -> None:
     """What was active before may be what was shipped."""
     assert change(client, SHIPPED, "rollback").status_code == 404
