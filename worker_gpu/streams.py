@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 _RETRY_S = 0.5
 #: Streams at once for which text is gathered longest.
 CROWD = 1000
+#: In how many parts the streams of a crowd are sent, one after another.
+PIPELINES = 4
 #: What Redis answers to an id that does not grow: the frame is there already, or another attempt has taken over.
 _NOT_NEWER = "equal or smaller"
 
@@ -161,20 +163,22 @@ class StreamWriter:
             await self._awake.wait()
             # The more streams there are, the more a frame each would cost whoever relays and reads them.
             crowd = min(1.0, len(self._open) / CROWD)
-            tick_s = self._join_s * (1 + crowd)
+            gather_s = (self._join_max_s - self._join_s) * crowd
             now = clock()
             streams = {stream for stream in self._waiting if stream.due_at <= now}
             self._waiting -= streams
+            # Before they are sent: one that ends meanwhile is due at once.
+            for each in streams:
+                each.due_at = now + gather_s
             try:
                 await self._send(streams)
-                due_at = now + (self._join_max_s - self._join_s) * crowd
-                for stream in streams:
-                    stream.due_at = due_at
                 if not self._waiting:
                     self._awake.clear()
-                await asyncio.sleep(tick_s)
+                await asyncio.sleep(max(self._join_s, gather_s / PIPELINES))
             except redis.RedisError as error:
                 logger.warning("frames are kept until Redis takes them: %s", type(error).__name__)
+                for each in streams:
+                    each.due_at = 0.0
                 self._waiting |= streams
                 await asyncio.sleep(_RETRY_S)
 

@@ -394,6 +394,33 @@ def test_in_a_crowd_text_gathers_for_longer_and_the_end_waits_for_nothing(redis_
         assert "".join(frame.data.get("text", "") for frame in frames) == "".join(f"{number} " for number in range(20))
 
 
+def test_a_stream_that_ends_while_its_text_is_being_sent_waits_for_nothing(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sent just now must not hold back the end that came meanwhile."""
+    request_id = new_request_id()
+    send = StreamWriter._send
+
+    async def slowly(writer: StreamWriter, streams: set[RequestStream]) -> None:
+        await send(writer, streams)
+        await asyncio.sleep(0.1)
+
+    monkeypatch.setattr(StreamWriter, "_send", slowly)
+
+    async def work(writer: StreamWriter) -> None:
+        crowd = [writer.reopen(new_request_id(), KEY, 1) for _ in range(CROWD)]
+        stream = writer.open(request_id, KEY, 1)
+        stream.write(said(Piece(text="All of it.")))
+        await stream.sent.wait()
+        async with asyncio.timeout(2.5):
+            await stream.end(completed(stream.next_cursor, result_of(stream)))
+        assert len(crowd) == CROWD
+
+    with_writer(redis_url, work, join_max_ms=5000)
+    with redis.Redis.from_url(redis_url) as client:
+        assert [frame.event for frame in frames_in(client, request_id)] == ["started", "delta", "completed"]
+
+
 def test_streams_are_forgotten(redis_url: str) -> None:
     """From the first frame on there is an expiry, so that also a worker that dies leaves nothing for ever."""
     request_id = new_request_id()
