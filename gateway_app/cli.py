@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from gateway_app.commands import explained
+from gateway_app.commands import check_printable, explained
 from gateway_app.governance.api_keys import ApiKeys, Role
 from gateway_app.local.secrets import create_secrets
 from tasks.db import Database
@@ -50,8 +50,7 @@ def keys_create(organization: str, name: str, output: Path | None, *, admin: boo
     """Make an API key. It is shown once: only a hash of it is stored."""
     role: Role = "admin" if admin else "member"
     for label, text in (("organization", organization), ("name", name)):
-        if not 1 <= len(text) <= 200 or not text.isprintable():  # noqa: PLR2004  as the tables hold
-            raise click.BadParameter("must be 1 to 200 printable characters", param_hint=f"--{label}")
+        check_printable(text, 200, f"--{label}")
     if output is None:
         key_id, key = _api_keys().create(organization, name, role)
         click.echo(key)

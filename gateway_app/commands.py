@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, date, datetime, time
 from typing import Any
 
 import click
 
+from gateway_app.audit.events import in_utc
 from tasks.errors import GatewayError
 
 
@@ -22,3 +25,27 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
             raise click.ClickException(f"{error.detail}\n{error.hint}") from None
 
     return run
+
+
+def check_printable(text: str, longest: int, option: str) -> None:
+    """Raise BadParameter unless `text` has 1 to `longest` printable characters, as the tables hold."""
+    if not 1 <= len(text) <= longest or not text.isprintable():
+        raise click.BadParameter(f"must be 1 to {longest} printable characters", param_hint=option)
+
+
+class Moment(click.ParamType[datetime]):
+    """A date, which begins at midnight UTC, or an instant with its offset."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return the instant that was written."""
+        with suppress(ValueError):
+            return datetime.combine(date.fromisoformat(value), time(), UTC)
+        with suppress(ValueError):
+            moment = datetime.fromisoformat(value)
+            if moment.tzinfo is not None:
+                return in_utc(moment)
+        return self.fail(
+            "must be a date such as 2026-01-31, or a time with its offset such as 2026-01-31T09:00:00Z", param, ctx
+        )

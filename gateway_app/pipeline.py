@@ -13,7 +13,7 @@ import hmac
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -109,14 +109,8 @@ class Pipeline:
         refusal.request_id = request_id = request_id or new_request_id()
         facts = dict(decided or {})
         subject = Subject(request_id, caller.organization, caller.key_id, facts.pop("agent_name", None))
-        vetoed = isinstance(refusal, PolicyVeto)
-        if vetoed:
-            facts["details"] = {**facts.get("details", {}), "veto": refusal.extensions["veto"]}
-        self.database.write(
-            lambda connection: lifecycle.refuse(
-                connection, subject, "vetoed" if vetoed else "failed", refusal.code, facts
-            )
-        )
+        kind: Literal["vetoed", "failed"] = "vetoed" if isinstance(refusal, PolicyVeto) else "failed"
+        self.database.write(lambda connection: lifecycle.refuse(connection, subject, kind, refusal.code, facts))
 
     def _admit(
         self,

@@ -261,22 +261,11 @@ class SecretsGroup(Group):
 
         Raises ConfigurationError if the secret is missing or malformed; the message never shows its value.
         """
-        given: SecretStr | None = getattr(self, name)
-        path = self.directory / name
-        if given is not None:
-            text, where = given.get_secret_value(), f"{PREFIX}SECRETS__{name.upper()}"
-        else:
-            where = str(path)
-            try:
-                text = path.read_text("ascii")
-            except FileNotFoundError:
-                raise ConfigurationError(
-                    f"secret {name} is missing: {path} does not exist. `flask secrets create` makes it."
-                ) from None
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(
-                    f"secret {name} cannot be read from {path}: {error.__class__.__name__}"
-                ) from None
+        text, where = self._text(name)
+        if text is None:
+            raise ConfigurationError(
+                f"secret {name} is missing: {where} does not exist. `flask secrets create` makes it."
+            )
         try:
             keys = tuple(bytes.fromhex(line) for line in text.split())
         except ValueError:
@@ -290,23 +279,26 @@ class SecretsGroup(Group):
 
         Raises ConfigurationError if it cannot be read or could not be sent in a header; the message never shows it.
         """
-        path, where = self.directory / "metaqore_api_key", f"{PREFIX}SECRETS__METAQORE_API_KEY"
-        if self.metaqore_api_key is not None:
-            text = self.metaqore_api_key.get_secret_value()
-        else:
-            where = str(path)
-            try:
-                text = path.read_text("ascii")
-            except FileNotFoundError:
-                return None
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(
-                    f"secret metaqore_api_key cannot be read from {path}: {error.__class__.__name__}"
-                ) from None
+        text, where = self._text("metaqore_api_key")
+        if text is None:
+            return None
         key = text.strip()
         if not key or not (key.isascii() and key.isprintable()) or " " in key:
             raise ConfigurationError(f"{where} must hold one API key: printable ASCII without spaces")
         return key
+
+    def _text(self, name: str) -> tuple[str | None, str]:
+        """Return what secret `name` holds, None if there is neither variable nor file, and where that is or would be."""
+        given: SecretStr | None = getattr(self, name)
+        if given is not None:
+            return given.get_secret_value(), f"{PREFIX}SECRETS__{name.upper()}"
+        path = self.directory / name
+        try:
+            return path.read_text("ascii"), str(path)
+        except FileNotFoundError:
+            return None, str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"secret {name} cannot be read from {path}: {error.__class__.__name__}") from None
 
 
 SECRET_NAMES = ("master_key", "signing_key", "organization_salt", "key_pepper")

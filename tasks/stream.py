@@ -25,7 +25,7 @@ from tasks.job import Piece, Result
 FIELD = b"f"
 TERMINAL_EVENTS = frozenset({"completed", "failed", "cancelled", "expired"})
 #: Made once: `json.dumps` with options makes an encoder at each call.
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _CURSOR = re.compile(r"(\d{1,10})-(\d{1,15})")
 
 
@@ -75,7 +75,7 @@ class Frame:
 
     def seal(self, data_key: bytes, request_id: str) -> bytes:
         """Return the frame encrypted, bound to its place in the stream."""
-        return seal(data_key, _encode([self.event, self.data]).encode(), _context(request_id, self.cursor))
+        return seal(data_key, compact_json([self.event, self.data]).encode(), _context(request_id, self.cursor))
 
     @classmethod
     def unseal(cls, data_key: bytes, request_id: str, cursor: Cursor, sealed: bytes) -> Frame:

@@ -9,11 +9,12 @@ from datetime import datetime
 from itertools import chain
 from typing import Any, Literal
 
-from flask import Blueprint, Response, g, jsonify
+from flask import Blueprint, Response, g
 from pydantic import Field
 
 from gateway_app.api import reading
 from gateway_app.api.attachment import attach
+from gateway_app.api.pages import listing
 from gateway_app.audit import events
 from gateway_app.audit.events import Selection
 from gateway_app.audit.export import MEDIA_TYPES, Format, export
@@ -90,7 +91,7 @@ def blueprint(keys: ApiKeys, database: Database, max_exports: int) -> Blueprint:
         found = database.read(
             lambda connection: events.page(connection, selection, last, limit + 1, newest_first=wanted.order == "desc")
         )
-        return jsonify(data=[_shown(row) for row in found[:limit]], has_more=len(found) > limit)
+        return listing(found, limit, _shown)
 
     @routes.get("/export")
     def whole() -> Response:

@@ -60,7 +60,7 @@ def blueprint(keys: ApiKeys, batches: Batches, driver: Driver) -> Blueprint:
 
     @routes.post("")
     def create() -> Response:
-        body = reading.validate(BatchBody, reading.parse(reading.body()))
+        body = reading.document(BatchBody)
         expiry = body.output_expires_after
         row = batches.create(
             g.caller, body.endpoint, body.input_file_id, body.metadata, expiry.seconds if expiry else None

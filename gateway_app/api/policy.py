@@ -9,6 +9,7 @@ from flask import Blueprint, Response, g, jsonify, request
 from pydantic import Field, StringConstraints
 
 from gateway_app.api import reading
+from gateway_app.api.pages import listing
 from gateway_app.governance.api_keys import ApiKeys
 from tasks.errors import PreconditionRequired, UnknownPolicy
 from tasks.governance.decision import Detection
@@ -56,7 +57,7 @@ def blueprint(keys: ApiKeys, policies: Policies) -> Blueprint:
     @policy.put("")
     def change() -> tuple[Response, int, dict[str, str]]:
         g.caller.require_admin()
-        body = reading.validate(PolicyBody, reading.parse(reading.body()))
+        body = reading.document(PolicyBody)
         wanted = Change(
             author=g.caller.key_id,
             policy=_full_name(body.policy),
@@ -70,9 +71,7 @@ def blueprint(keys: ApiKeys, policies: Policies) -> Blueprint:
     def versions() -> Response:
         wanted = reading.query(PolicyQuery)
         found = policies.page(g.caller.organization, wanted.before, wanted.limit + 1)
-        return jsonify(
-            data=[_document(version) for version in found[: wanted.limit]], has_more=len(found) > wanted.limit
-        )
+        return listing(found, wanted.limit, _document)
 
     return policy
 
@@ -89,10 +88,9 @@ def _expected_versions() -> frozenset[int] | None:
     """Return the versions that If-Match allows to be replaced; None if it allows any. Raises PreconditionRequired."""
     if not request.headers.get("If-Match", "").strip():
         raise PreconditionRequired
-    if request.if_match.star_tag:
+    tags = reading.expected_tags()
+    if tags is None:
         return None
-    # A proxy that compresses answers makes their tags weak ones.
-    tags = request.if_match.as_set(include_weak=True)
     return frozenset(int(tag) for tag in tags if tag.isascii() and tag.isdigit() and len(tag) <= len(str(MAX_VERSION)))
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from flask import Blueprint, Response, g, jsonify, request
+from flask import Blueprint, Response, g, jsonify
 from pydantic import Field, StringConstraints
 
 from gateway_app.api import reading
+from gateway_app.api.pages import listing
 from gateway_app.profiles.catalogue import Catalogue, Overview
 from gateway_app.profiles.drafts import ActivateVersion, Because, NewCanary, RollBack
 from gateway_app.profiles.management import ProfileManagement
@@ -33,18 +34,18 @@ def add_routes(profiles: Blueprint, management: ProfileManagement) -> None:
 
     @profiles.post("/<agent:agent>/activate")
     def activate(agent: str) -> Response:
-        wanted = reading.validate(ActivateVersion, reading.parse(reading.body()))
-        return jsonify(_activated(catalogue, agent, switch.activate(g.caller, agent, wanted, expected_states())))
+        wanted = reading.document(ActivateVersion)
+        return jsonify(_activated(catalogue, agent, switch.activate(g.caller, agent, wanted, reading.expected_tags())))
 
     @profiles.post("/<agent:agent>/rollback")
     def roll_back(agent: str) -> Response:
         wanted = reading.options(RollBack)
-        return jsonify(_activated(catalogue, agent, switch.roll_back(g.caller, agent, wanted, expected_states())))
+        return jsonify(_activated(catalogue, agent, switch.roll_back(g.caller, agent, wanted, reading.expected_tags())))
 
     @profiles.post("/<agent:agent>/retire")
     def retire(agent: str) -> Response:
         why = reading.options(Because)
-        before = switch.retire(g.caller, agent, why, expected_states())
+        before = switch.retire(g.caller, agent, why, reading.expected_tags())
         return jsonify(agent=agent, retired=True, previous_version=before)
 
     @profiles.get("/<agent:agent>/history")
@@ -53,7 +54,7 @@ def add_routes(profiles: Blueprint, management: ProfileManagement) -> None:
         organization = g.caller.organization
         catalogue.overview(organization, agent)
         found = management.history.page(organization, agent, wanted.after, wanted.limit + 1)
-        return jsonify(data=[_change(row) for row in found[: wanted.limit]], has_more=len(found) > wanted.limit)
+        return listing(found, wanted.limit, _change)
 
 
 def add_canary_routes(profiles: Blueprint, management: ProfileManagement) -> None:
@@ -62,8 +63,8 @@ def add_canary_routes(profiles: Blueprint, management: ProfileManagement) -> Non
 
     @profiles.put("/<agent:agent>/canary")
     def set_canary(agent: str) -> Response:
-        wanted = reading.validate(NewCanary, reading.parse(reading.body()))
-        switch.set_canary(g.caller, agent, wanted, expected_states())
+        wanted = reading.document(NewCanary)
+        switch.set_canary(g.caller, agent, wanted, reading.expected_tags())
         return jsonify(figures(agent))
 
     @profiles.get("/<agent:agent>/canary")
@@ -73,12 +74,14 @@ def add_canary_routes(profiles: Blueprint, management: ProfileManagement) -> Non
     @profiles.post("/<agent:agent>/canary/promote")
     def promote_canary(agent: str) -> Response:
         why = reading.options(Because)
-        return jsonify(_activated(catalogue, agent, switch.promote_canary(g.caller, agent, why, expected_states())))
+        return jsonify(
+            _activated(catalogue, agent, switch.promote_canary(g.caller, agent, why, reading.expected_tags()))
+        )
 
     @profiles.post("/<agent:agent>/canary/stop")
     def stop_canary(agent: str) -> Response:
         why = reading.options(Because)
-        switch.stop_canary(g.caller, agent, why, expected_states())
+        switch.stop_canary(g.caller, agent, why, reading.expected_tags())
         return jsonify(agent=agent, canary=None)
 
     def figures(agent: str) -> dict[str, Any]:
@@ -105,14 +108,6 @@ def _activated(catalogue: Catalogue, agent: str, done: Activated) -> dict[str, A
         "context_window": done.context_window,
         "children_behind": catalogue.children_behind(g.caller.organization, agent),
     }
-
-
-def expected_states() -> frozenset[str] | None:
-    """Return the states that If-Match allows the agent to be in; None if it allows any."""
-    if "If-Match" not in request.headers or request.if_match.star_tag:
-        return None
-    # A proxy that compresses answers makes their tags weak ones.
-    return frozenset(request.if_match.as_set(include_weak=True))
 
 
 def canary(overview: Overview) -> dict[str, Any] | None:

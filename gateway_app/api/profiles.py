@@ -12,6 +12,7 @@ from pydantic import Field
 from werkzeug.routing import BaseConverter
 
 from gateway_app.api import profile_files, profile_switching, reading
+from gateway_app.api.pages import listing
 from gateway_app.governance.api_keys import ApiKeys
 from gateway_app.profiles.catalogue import Catalogue, Entry, Overview
 from gateway_app.profiles.comparison import Comparison, compare
@@ -67,12 +68,11 @@ def blueprint(keys: ApiKeys, management: ProfileManagement) -> Blueprint:
     def index() -> Response:
         wanted = reading.query(ProfileQuery)
         found = catalogue.page(g.caller.organization, wanted.after or "", wanted.limit + 1)
-        data = [_overview(overview) for overview in found[: wanted.limit]]
-        return jsonify(data=data, has_more=len(found) > wanted.limit)
+        return listing(found, wanted.limit, _overview)
 
     @profiles.post("")
     def create() -> tuple[Response, int, dict[str, str]]:
-        draft = reading.validate(NewAgent, reading.parse(reading.body()))
+        draft = reading.document(NewAgent)
         editor.create(g.caller, draft)
         document, tag = _whole(catalogue, draft.agent)
         return jsonify(document), 201, {"Location": url_for("profiles.show", agent=draft.agent), "ETag": tag}
@@ -84,8 +84,8 @@ def blueprint(keys: ApiKeys, management: ProfileManagement) -> Blueprint:
 
     @profiles.post("/<agent:agent>/versions")
     def add(agent: str) -> tuple[Response, int, dict[str, str]]:
-        draft = reading.validate(NewVersion, reading.parse(reading.body()))
-        version = editor.add(g.caller, agent, draft, profile_switching.expected_states())
+        draft = reading.document(NewVersion)
+        version = editor.add(g.caller, agent, draft, reading.expected_tags())
         entry, profile = catalogue.version(g.caller.organization, agent, version)
         location = url_for("profiles.version", agent=agent, number=version)
         return jsonify(_with_text(agent, entry, profile)), 201, {"Location": location}

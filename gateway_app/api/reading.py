@@ -82,11 +82,24 @@ def validate(model: type[M], content: Any) -> M:
     return _checked(lambda: model.model_validate(content))
 
 
+def document(model: type[M]) -> M:
+    """Return the body as a `model`. Raises as `body`, `parse` and `validate` do."""
+    return validate(model, parse(body()))
+
+
 def options(model: type[M]) -> M:
-    """Return the body as a `model` whose fields may all be left out; no body at all does so. Raises as its parts do."""
+    """Return the body as a `model` whose fields may all be left out; no body at all does so. Raises as `document`."""
     if not request.mimetype and not request.content_length and not content():
         return validate(model, {})
-    return validate(model, parse(body()))
+    return document(model)
+
+
+def expected_tags() -> frozenset[str] | None:
+    """Return the entity tags that If-Match allows what is changed to have; None if it allows any."""
+    if "If-Match" not in request.headers or request.if_match.star_tag:
+        return None
+    # A proxy that compresses answers makes their tags weak ones.
+    return frozenset(request.if_match.as_set(include_weak=True))
 
 
 def query(model: type[M]) -> M:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from flask import Response
 
-from tasks.stream import Frame
+from tasks.stream import Frame, compact_json
 
 #: A comment: a client that is still there does not see it, and one that is gone is noticed by sending it.
 HEARTBEAT = b": still working\n\n"
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def respond(events: Iterable[bytes]) -> Response:
@@ -34,5 +32,5 @@ def event(data: object, name: str | None = None, event_id: str | None = None) ->
     """Return one event with JSON data."""
     lines = [f"id: {event_id}"] if event_id else []
     lines += [f"event: {name}"] if name else []
-    lines.append("data: " + _encode(data))
+    lines.append("data: " + compact_json(data))
     return ("\n".join(lines) + "\n\n").encode()

@@ -11,6 +11,7 @@ from pydantic import Field
 from sqlalchemy.engine import Row
 
 from gateway_app.api import reading, sse
+from gateway_app.api.pages import listing
 from gateway_app.api.task_body import TaskBody
 from gateway_app.governance.api_keys import ApiKeys, Caller
 from gateway_app.pipeline import Accepted, Pipeline
@@ -65,7 +66,7 @@ def blueprint(keys: ApiKeys, pipeline: Pipeline, synchronous: Synchronous) -> Bl
         rows = watcher.database.read(
             lambda connection: lifecycle.page(connection, organization, filters, wanted.after, limit + 1)
         )
-        return jsonify(data=[summary(row) for row in rows[:limit]], has_more=len(rows) > limit)
+        return listing(rows, limit, summary)
 
     @tasks.get("/<request_id>")
     def show(request_id: str) -> Response:

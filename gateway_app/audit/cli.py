@@ -8,39 +8,21 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, date, datetime, time
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import click
 
-from gateway_app.audit import checkpoint, events
+from gateway_app.audit import checkpoint
 from gateway_app.audit.events import Selection
 from gateway_app.audit.export import Format, export
 from gateway_app.audit.follow import Follower
-from gateway_app.commands import explained
+from gateway_app.commands import Moment, explained
 from tasks.db import Database
 from tasks.migrating import pending_migrations
 from tasks.settings import settings
-
-
-class Moment(click.ParamType[datetime]):
-    """A date, which begins at midnight UTC, or an instant with its offset."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Return the instant that was written."""
-        with suppress(ValueError):
-            return datetime.combine(date.fromisoformat(value), time(), UTC)
-        with suppress(ValueError):
-            moment = datetime.fromisoformat(value)
-            if moment.tzinfo is not None:
-                return events.in_utc(moment)
-        return self.fail(
-            "must be a date such as 2026-01-31, or a time with its offset such as 2026-01-31T09:00:00Z", param, ctx
-        )
 
 
 @click.group()

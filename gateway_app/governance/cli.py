@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from gateway_app.audit.cli import Moment
-from gateway_app.commands import explained
+from gateway_app.commands import Moment, check_printable, explained
 from gateway_app.governance.simulation import CHANGES, Report, Trial, simulate
 from tasks.db import Database
 from tasks.governance.decision import Detection
@@ -54,8 +53,7 @@ def policy_set(
     compliance_local_only (compliance, local_only). The change is recorded in the audit.
     """
     for text, longest, option in ((organization, 200, "--organization"), (reason or "-", _MAX_REASON, "--reason")):
-        if not 1 <= len(text) <= longest or not text.isprintable():
-            raise click.BadParameter(f"must be 1 to {longest} printable characters", param_hint=option)
+        check_printable(text, longest, option)
     wanted = Change("cli", resolve_policy(name), detection, reason, None if expected is None else {expected})
     with closing(_database()) as database:
         click.echo(_line(_policies(database).change(organization, wanted)))
