@@ -160,10 +160,15 @@ def _append(folder: Path, stop: threading.Event, count: list[int]) -> None:
 
 
 def _note_nothing() -> None:
-    """Append, then note: what was appended before a kill is appended again."""
+    """Append, then note: what was appended before a kill is appended again.
+
+    As in the other, the pause between the two makes it certain that a kill falls there, on machines of any speed.
+    """
     keep = Follower._keep
 
     def careless(self: Follower, new: checkpoint.Checkpoint) -> None:
+        if new.intent is None:
+            time.sleep(LIFE_S)
         keep(self, new.model_copy(update={"intent": None}))
 
     Follower._keep = careless  # type: ignore[method-assign]
@@ -176,6 +181,7 @@ def _note_first() -> None:
     def hasty(self: Follower, batch: follow.Batch, events: int) -> None:
         if batch:
             self._keep(self._checkpoint.done(max((name for each in batch.values() for name in each), key=str)))
+            time.sleep(LIFE_S)
         append(self, batch, events)
 
     Follower._append = hasty  # type: ignore[method-assign]
