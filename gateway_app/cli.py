@@ -56,7 +56,11 @@ def keys_create(organization: str, name: str, output: Path | None, *, admin: boo
         click.echo(key)
     else:
         # The file is made first: a key that cannot be handed over must not exist.
-        with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        try:
+            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise click.ClickException(f"{output} cannot be made: {error.strerror}") from None
+        with os.fdopen(descriptor, "w") as file:
             key_id, key = _api_keys().create(organization, name, role)
             file.write(key + "\n")
     click.echo(f"{key_id}: organization {organization}, name {name}, {role}", err=True)

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tasks.db import Database
 from tasks.migrating import upgrade
 from tasks.settings import CONFIG_VARIABLE, KEY_BYTES, PREFIX, SECRET_NAMES, settings
 from tests.conforming import watched
+from tests.measuring import unmeasured_children
 from tests.services import PostgresServer, RedisServer, require
 from tests.tiny_model import make_tiny_model
 
@@ -33,10 +35,25 @@ RUN_VLLM = (
     "tests/worker_gpu/engines/test_orphans.py",
     "tests/worker_gpu/engines/test_vllm",
 )
+#: The files that take longest, besides. xdist by itself begins with those that have the most tests, and these have few:
+#: left for the end, one of them would run alone while the other processes have nothing to do.
+LONG = (
+    "tests/gateway_app/test_schemathesis.py",
+    "tests/gateway_app/api/test_outages",
+    "tests/gateway_app/test_cancelling.py",
+    "tests/gateway_app/test_synchronous.py",
+)
+#: Where vLLM is only served or asked. To measure its own processes too makes them half as slow again, and finds nothing:
+#: what of ours they run is tested beside it, where it is measured.
+UNMEASURED = (
+    "tests/gateway_app/openai/test_tools_and_forms.py",
+    "tests/test_journey.py",
+    "tests/worker_gpu/engines/test_vllm.py",
+)
 
 
 class Schedule(LoadFileScheduling):  # type: ignore[misc]
-    """Gives each process whole files, and to one of them all that run vLLM."""
+    """Gives each process whole files, and to one of them all that run vLLM, in the order of the collection."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "vllm" if nodeid.startswith(RUN_VLLM) else str(super()._split_scope(nodeid))
@@ -44,7 +61,13 @@ class Schedule(LoadFileScheduling):  # type: ignore[misc]
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Schedule | None:
     """Share out the files to the processes of `pytest -n`."""
+    config.option.loadscopereorder = False
     return Schedule(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest: all that run vLLM, then the long files."""
+    items.sort(key=lambda item: (not item.nodeid.startswith(RUN_VLLM), not item.nodeid.startswith(LONG)))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -52,6 +75,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs vLLM where it is not installed, or fail in CI."""
     if item.get_closest_marker("vllm"):
         require("vllm")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def measured_children(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let the processes that a module starts be measured by coverage, where that finds something."""
+    with unmeasured_children() if request.node.nodeid.startswith(UNMEASURED) else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

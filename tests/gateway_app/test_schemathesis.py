@@ -19,6 +19,7 @@ import schemathesis
 from schemathesis.engine import events, from_schema
 
 from gateway_app.openapi.document import OPERATIONS
+from tests.measuring import unmeasured
 from tests.serving import Served, standing
 from tests.workers import ROOT
 
@@ -43,12 +44,18 @@ LINKED = {
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Served]:
-    """Return a gateway with a worker whose answers take no time, so that every stream ends soon."""
+    """Return a gateway with a worker whose answers take no time, so that every stream ends soon.
+
+    Coverage does not measure it: most of the time goes into Schemathesis, and other tests run what it runs.
+    """
     interval = sys.getswitchinterval()
     # Client and server are threads of this process, and each waits for the other all the time.
     sys.setswitchinterval(0.0005)
     try:
-        with standing(tmp_path_factory.mktemp("gateway"), tiny_model, ENGINE__OPTIONS='{"time_scale": 0}') as made:
+        with (
+            unmeasured(),
+            standing(tmp_path_factory.mktemp("gateway"), tiny_model, ENGINE__OPTIONS='{"time_scale": 0}') as made,
+        ):
             yield made
     finally:
         sys.setswitchinterval(interval)

@@ -17,10 +17,11 @@ from tests.services.server import Server
 
 INITDB_OPTIONS = ("--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions")
 
-#: The tables of a migrated database, but for the one that says that it is migrated.
-_TABLES = """
+#: What holds, or has held, rows in a migrated database: tables and partitions, but for the one that says that it is
+#: migrated. To delete from all the partitions that a table has takes many times as long as from those it uses.
+_USED_TABLES = """
     SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace
-        AND relkind IN ('r', 'p') AND NOT relispartition AND relname <> 'alembic_version'
+        AND relkind = 'r' AND relname <> 'alembic_version' AND pg_relation_size(oid) > 0
 """
 
 
@@ -98,7 +99,7 @@ class PostgresServer(Server):
             )
             # The record's triggers, which let nobody delete from it, do not fire for a replica.
             connection.execute("SET session_replication_role = replica")
-            for (table,) in connection.execute(_TABLES).fetchall():
+            for (table,) in connection.execute(_USED_TABLES).fetchall():
                 connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))
         return self.url(self._migrated)
 

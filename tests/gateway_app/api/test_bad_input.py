@@ -61,16 +61,15 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_body(client: FlaskClient, name: str) -> None:
+def test_bad_body(client: FlaskClient) -> None:
     """The answer has the code and a hint; the record has received and failed; nothing is stored to be run."""
-    body, status, code = BAD[name]
-    answer = post(client, body)
-    assert (answer.status_code, answer.json["code"]) == (status, code), answer.text
-    assert answer.content_type == "application/problem+json"
-    assert answer.json["hint"]
-    assert recorded(answer.json["request_id"]) == {"received": None, "failed": code}
-    assert count(requests) == 0
+    for name, (body, status, code) in BAD.items():
+        answer = post(client, body)
+        assert (answer.status_code, answer.json["code"]) == (status, code), f"{name}: {answer.text}"
+        assert answer.content_type == "application/problem+json", name
+        assert answer.json["hint"], name
+        assert recorded(answer.json["request_id"]) == {"received": None, "failed": code}, name
+        assert count(requests) == 0, name
 
 
 BAD_FIELDS = {
@@ -100,7 +99,7 @@ BAD_FIELDS = {
 
 @pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
 def test_bad_fields(client: FlaskClient) -> None:
-    """The same for what a task may say of itself, one after the other."""
+    """The same for what a task may say of itself."""
     for name, (body, status, code) in BAD_FIELDS.items():
         answer = post(client, body)
         assert (answer.status_code, answer.json["code"]) == (status, code), f"{name}: {answer.text}"
@@ -139,14 +138,14 @@ def test_what_was_sent_is_not_repeated(client: FlaskClient) -> None:
     assert {problem["field"] for problem in answer.json["errors"]} >= {"directive", "sampling.stop.0"}
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic abc", "Bearer " + "x" * 5000])
-def test_missing_or_wrong_key(client: FlaskClient, header: str | None) -> None:
+def test_missing_or_wrong_key(client: FlaskClient) -> None:
     """401, with nothing recorded: else the record itself could be flooded by strangers."""
     del client.environ_base["HTTP_AUTHORIZATION"]
-    answer = client.post("/v1/tasks", json=TASK, headers={"Authorization": header} if header is not None else {})
-    assert (answer.status_code, answer.json["code"]) == (401, "unauthenticated")
-    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
-    assert count(audit_events) == 0
+    for header in (None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic abc", "Bearer " + "x" * 5000):
+        answer = client.post("/v1/tasks", json=TASK, headers={"Authorization": header} if header is not None else {})
+        assert (answer.status_code, answer.json["code"]) == (401, "unauthenticated"), header
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer"), header
+        assert count(audit_events) == 0, header
 
 
 def test_foreign_and_unknown_ids_are_alike(client: FlaskClient) -> None:
@@ -161,12 +160,12 @@ def test_foreign_and_unknown_ids_are_alike(client: FlaskClient) -> None:
         assert len({answer.text for answer in answers}) == 1
 
 
-@pytest.mark.parametrize("cursor", ["x", "1", "-1-1", "1-1-1", "1-", "9" * 30 + "-1", "1_0-1", "١-١", "5-1"])
-def test_wrong_cursor(client: FlaskClient, cursor: str) -> None:
+def test_wrong_cursor(client: FlaskClient) -> None:
     """A cursor that is none, or of an attempt that has not begun."""
     task_id = client.post("/v1/tasks", json=TASK).json["id"]
-    answer = client.get(f"/v1/tasks/{task_id}/events", query_string={"cursor": cursor})
-    assert (answer.status_code, answer.json["code"]) == (400, "invalid_cursor")
+    for cursor in ("x", "1", "-1-1", "1-1-1", "1-", "9" * 30 + "-1", "1_0-1", "١-١", "5-1"):
+        answer = client.get(f"/v1/tasks/{task_id}/events", query_string={"cursor": cursor})
+        assert (answer.status_code, answer.json["code"]) == (400, "invalid_cursor"), cursor
 
 
 def test_unknown_path_and_method(client: FlaskClient) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.measuring import COVERAGE_VARIABLES
 from tests.tiny_model import make_tiny_model
 from worker_gpu.engines import orphans
 
@@ -124,7 +125,9 @@ def worker(tmp_path: Path, way: str) -> Iterator[subprocess.Popen[str]]:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     model = make_tiny_model(tmp_path / "model")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(plugin.parents[1]), str(ROOT)])}
+    # It is killed in the end: whatever coverage measured in it would be lost.
+    environment = {name: value for name, value in os.environ.items() if name not in COVERAGE_VARIABLES}
+    environment["PYTHONPATH"] = os.pathsep.join([str(plugin.parents[1]), str(ROOT)])
     process = subprocess.Popen(
         [sys.executable, str(script), str(model), way],
         env=environment,
