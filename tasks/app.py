@@ -8,12 +8,15 @@ itself runs nothing, the engine batches (see `worker_gpu.consumer`).
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from celery import Celery
 from kombu import Exchange, Queue
 
 from tasks.errors import ConfigurationError
 from tasks.queueing import transport
+from tasks.queueing.address import Address, parse
+from tasks.queueing.connecting import CONNECT_TIMEOUT_S
 from tasks.queueing.keys import FAMILY
 from tasks.settings import settings
 
@@ -25,18 +28,18 @@ def configuration() -> dict[str, Any]:
     except ConfigurationError as error:
         raise SystemExit(f"error: {error.detail}\nhint: {error.hint}") from None
     transport.register()
-    scheme, _, rest = options.gateway.request_queue_url.partition("://")
+    address = parse(options.gateway.request_queue_url)
     queue = Queue(FAMILY, Exchange(FAMILY, type="topic"), routing_key=f"{FAMILY}.#")
     return {
-        "broker_url": f"{transport.ALIAS}://{rest}",
-        "broker_use_ssl": {"ssl_cert_reqs": "required"} if scheme == "rediss" else None,
+        **_broker(address),
         "broker_transport_options": {
-            "key_prefix": options.gateway.key_prefix,
+            **_sentinel(address),
+            "global_keyprefix": options.gateway.key_prefix,
             "lease_s": options.scheduling.lease_s,
             "unacked_restore_interval": min(5.0, options.scheduling.lease_s / 4),
             "unacked_restore_throttle": 1,
             "socket_timeout": options.gateway.redis_timeout_s,
-            "socket_connect_timeout": 3.0,
+            "socket_connect_timeout": CONNECT_TIMEOUT_S,
             "socket_keepalive": True,
             "health_check_interval": 10,
             "priority_steps": [0],
@@ -57,6 +60,24 @@ def configuration() -> dict[str, Any]:
         "worker_hijack_root_logger": True,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
     }
+
+
+def _broker(address: Address) -> dict[str, Any]:
+    """Return where Celery finds the broker. Kombu separates several servers by semicolons, and takes TLS apart."""
+    alias = transport.ALIAS if address.master_name is None else transport.SENTINEL_ALIAS
+    user, password = (quote(text or "", safe="") for text in (address.username, address.password))
+    login = f"{user}:{password}@" if user or password else ""
+    # An IPv6 address is in brackets, as in any URL.
+    hosts = [(f"[{host}]" if ":" in host else host, port) for host, port in address.hosts]
+    urls = [f"{alias}://{login}{host}:{port}/{address.db}" for host, port in hosts]
+    return {"broker_url": ";".join(urls), "broker_use_ssl": address.tls}
+
+
+def _sentinel(address: Address) -> dict[str, Any]:
+    if address.master_name is None:
+        return {}
+    asked_with = {"password": address.sentinel_password, "socket_timeout": CONNECT_TIMEOUT_S}
+    return {"master_name": address.master_name, "sentinel_kwargs": asked_with}
 
 
 def make_app() -> Celery:

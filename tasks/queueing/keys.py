@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,55 +14,49 @@ TASK_NAME = "metaqore.generate"
 #: How far ahead of its time a message's turn comes. It is bounded, so that waiting always wins in the end.
 HEAD_START_S: dict[Priority, int] = {"high": 30, "normal": 0, "low": -60}
 _SCRIPTS = Path(__file__).parent
+#: The keys that every script is given, in the order in which common.lua names them.
+_OF_SCRIPTS = (
+    *("messages", "ready", "leases", "holders", "delayed", "returns"),
+    *("counts", "rate", "sweeps", "wake", "refused", "probe"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class QueueKeys:
-    """Keys below one prefix.
+    """Keys below one prefix. All times in them are Redis's own, in seconds.
 
-    Each profile has a list for each priority it is asked with. `ready` is a sorted set of the names of the lists that
-    hold messages, by the turn of their first; `waiting` is the number of messages on all of them;
-    `wake` is a list holding at most one marker, on which idle workers block; `leased` holds the messages that workers
-    have, by delivery tag, and `leases` when each was taken or last renewed; `refused` is a list of the last hundred
-    elements that were no messages. All times are Redis's own, in seconds.
+    `messages` is a hash with what every message is, by its delivery tag. Each message is in exactly one place: it
+    waits in a list, is in the sorted set `delayed` by when it is due, or is leased: in the sorted set `leases` by when
+    that was last renewed. `holders` says which process took it last, `returns` how often it was given back.
+
+    Each profile has a list for each priority it is asked with; an element is "<turn> <tag>". `ready` is a sorted set
+    of the names of the lists, by the turn of their first element. `counts` has the numbers of requests and of
+    their prompt tokens that wait or are delayed, in all and by organization; `rate` how fast they leave. `wake` is a list
+    with at most one marker, on which idle workers block; `sweeps` says since when ended leases are looked for
+    without a gap; `refused` is a list of the last hundred elements that were no messages. `probe` never exists: writing
+    nothing to it shows whether Redis takes writes.
     """
 
     prefix: str
 
     @property
-    def lists(self) -> str:
-        """Return what comes before a profile hash in the name of its list."""
-        return f"{self.prefix}{FAMILY}:list:"
+    def of_scripts(self) -> list[str]:
+        """Return the keys that every script is given."""
+        return [self.named(name) for name in _OF_SCRIPTS]
+
+    def named(self, name: str) -> str:
+        """Return the key of the queue that is called `name`."""
+        return f"{self.prefix}{FAMILY}:{name}"
 
     @property
-    def ready(self) -> str:
-        """Return the sorted set of profile hashes with waiting messages."""
-        return f"{self.prefix}{FAMILY}:ready"
+    def lists(self) -> str:
+        """Return what comes before the name of a list."""
+        return self.named("list:")
 
     @property
     def wake(self) -> str:
         """Return the list that holds the wake marker."""
-        return f"{self.prefix}{FAMILY}:wake"
-
-    @property
-    def leased(self) -> str:
-        """Return the hash of messages that workers have."""
-        return f"{self.prefix}{FAMILY}:leased"
-
-    @property
-    def leases(self) -> str:
-        """Return the sorted set of their delivery tags by lease time."""
-        return f"{self.prefix}{FAMILY}:leases"
-
-    @property
-    def refused(self) -> str:
-        """Return the list of elements that were no messages."""
-        return f"{self.prefix}{FAMILY}:refused"
-
-    @property
-    def waiting(self) -> str:
-        """Return the counter of messages that wait."""
-        return f"{self.prefix}{FAMILY}:waiting"
+        return self.named("wake")
 
     @property
     def cancels(self) -> str:
@@ -83,6 +78,7 @@ def list_name(static_profile_hash: str, priority: Priority) -> str:
     return static_profile_hash if priority == "normal" else f"{static_profile_hash}:{priority}"
 
 
+@functools.cache
 def script(name: str) -> str:
-    """Return the source of one of the Lua scripts beside this module."""
-    return (_SCRIPTS / f"{name}.lua").read_text("utf-8")
+    """Return the source of one of the Lua scripts beside this module, with what all of them share before it."""
+    return "".join((_SCRIPTS / f"{part}.lua").read_text("utf-8") for part in ("common", name))

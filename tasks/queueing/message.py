@@ -4,6 +4,9 @@ The message holds ids, epoch and hash in the open, for the queue to route and th
 part of the prompt and the sampling sealed with the request's data key. The profile's static part is not in it: the
 worker has it by its hash. The signature covers every field, so that only a gateway can queue work.
 
+The database keeps the sealed part, so that a request whose message Redis has lost can be published again, under a new
+epoch, without knowing what is in it.
+
 The message is built in Celery's protocol 2, and `argsrepr`, which Celery logs and Flower shows, is the id alone.
 """
 
@@ -12,15 +15,17 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from pydantic import ValidationError
 
 from tasks.crypto import DecryptionFailed, KeyWrapper, Signer, seal, unseal
 from tasks.errors import MessageRejected
-from tasks.job import Frozen, Job, Prompt, Sampling, ToolUse
+from tasks.job import Frozen, Job, Priority, Prompt, Sampling, ToolUse
+from tasks.lifecycle import Republished
 from tasks.prompts.packing import pack, unpack
-from tasks.queueing.keys import FAMILY, TASK_NAME
+from tasks.queueing.keys import FAMILY, HEAD_START_S, TASK_NAME, list_name
 
 VERSION = 1
 _SIGNED = ("v", "id", "epoch", "organization", "hash", "tokens", "published_at", "priority", "key", "sealed")
@@ -33,6 +38,22 @@ class _Wishes(Frozen):
     tools: ToolUse | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A message, and what the queue has to know of it.
+
+    `tag` is its name, `list` the list it waits in, `tokens` the length of its prompt. Its turn comes as if it had been
+    published `head_start_s` earlier, in seconds.
+    """
+
+    tag: str
+    list: str
+    organization: str
+    tokens: int
+    head_start_s: float
+    message: str = field(repr=False)
+
+
 class MessageCodec:
     """Writes and reads job messages. Gateway and workers share its secrets."""
 
@@ -40,24 +61,45 @@ class MessageCodec:
         self._signer = signer
         self._keys = keys
 
-    def encode(self, job: Job, wrapped_key: bytes) -> str:
-        """Return the message, as JSON, that asks a worker to run `job`."""
+    def sealed(self, job: Job) -> bytes:
+        """Return the secret part of the job's message, which is kept in SQL too. Each call gives another ciphertext."""
         wishes = _Wishes(sampling=job.sampling, tools=job.tools).model_dump_json(exclude_defaults=True).encode()
         secret = len(wishes).to_bytes(4, "big") + wishes + pack(job.prompt.dynamic_token_ids)
-        envelope: dict[str, Any] = {
-            "v": VERSION,
-            "id": job.request_id,
-            "epoch": job.epoch,
-            "organization": job.organization,
-            "hash": job.prompt.static_profile_hash,
-            "tokens": job.prompt.token_count,
-            "published_at": job.published_at,
-            "priority": job.priority,
-            "key": _text(wrapped_key),
-            "sealed": _text(seal(job.data_key, secret, f"job:{job.request_id}")),
-        }
-        envelope["signature"] = _text(self._signer.sign(_signed_content(envelope)))
-        return _celery_message(job, envelope)
+        return seal(job.data_key, secret, f"job:{job.request_id}")
+
+    def encode(self, job: Job, wrapped_key: bytes, sealed: bytes | None = None) -> Queued:
+        """Return the message that asks a worker to run `job`, with the secret part that `sealed` gave for it, or a new one."""
+        return self._signed(
+            {
+                "v": VERSION,
+                "id": job.request_id,
+                "epoch": job.epoch,
+                "organization": job.organization,
+                "hash": job.prompt.static_profile_hash,
+                "tokens": job.prompt.token_count,
+                "published_at": job.published_at,
+                "priority": job.priority,
+                "key": _text(wrapped_key),
+                "sealed": _text(self.sealed(job) if sealed is None else sealed),
+            }
+        )
+
+    def again(self, request: Republished) -> Queued:
+        """Return the message of a request that is published once more, under its new epoch; what is sealed stays so."""
+        return self._signed(
+            {
+                "v": VERSION,
+                "id": request.request_id,
+                "epoch": request.epoch,
+                "organization": request.organization,
+                "hash": request.static_profile_hash,
+                "tokens": request.prompt_tokens,
+                "published_at": request.published_at.timestamp(),
+                "priority": request.priority,
+                "key": _text(request.data_key),
+                "sealed": _text(request.message),
+            }
+        )
 
     def decode(self, envelope: Any) -> Job:
         """Return the job of an envelope. Raises MessageRejected if a gateway did not write it as it is."""
@@ -86,13 +128,26 @@ class MessageCodec:
         except (KeyError, TypeError, ValueError, ValidationError, binascii.Error, DecryptionFailed) as error:
             raise MessageRejected(f"the message cannot be read: {type(error).__name__}") from None
 
+    def _signed(self, envelope: dict[str, Any]) -> Queued:
+        signature = _text(self._signer.sign(_signed_content(envelope)))
+        priority = cast("Priority", envelope["priority"])
+        return Queued(
+            tag=delivery_tag(envelope["id"], envelope["epoch"]),
+            list=list_name(envelope["hash"], priority),
+            organization=envelope["organization"],
+            tokens=envelope["tokens"],
+            head_start_s=HEAD_START_S[priority],
+            message=_celery_message({**envelope, "signature": signature}),
+        )
 
-def delivery_tag(job: Job) -> str:
-    """Return the name of a job's message: another publishing of the same request is another message."""
-    return f"{job.request_id}:{job.epoch}"
+
+def delivery_tag(request_id: str, epoch: int) -> str:
+    """Return the name of a request's message: another publishing of the same request is another message."""
+    return f"{request_id}:{epoch}"
 
 
-def _celery_message(job: Job, envelope: dict[str, Any]) -> str:
+def _celery_message(envelope: dict[str, Any]) -> str:
+    request_id = envelope["id"]
     body = json.dumps([[envelope], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
     message = {
         # As it is: kombu's usual base64 would make a third more of it.
@@ -102,24 +157,24 @@ def _celery_message(job: Job, envelope: dict[str, Any]) -> str:
         "headers": {
             "lang": "py",
             "task": TASK_NAME,
-            "id": job.request_id,
-            "root_id": job.request_id,
+            "id": request_id,
+            "root_id": request_id,
             "parent_id": None,
             "group": None,
             "retries": 0,
             "timelimit": [None, None],
             "eta": None,
             "expires": None,
-            "argsrepr": job.request_id,
+            "argsrepr": request_id,
             "kwargsrepr": "{}",
             "ignore_result": True,
         },
         "properties": {
-            "correlation_id": job.request_id,
+            "correlation_id": request_id,
             "delivery_mode": 2,
-            "delivery_info": {"exchange": FAMILY, "routing_key": f"{FAMILY}.{job.prompt.static_profile_hash}"},
+            "delivery_info": {"exchange": FAMILY, "routing_key": f"{FAMILY}.{envelope['hash']}"},
             "priority": 0,
-            "delivery_tag": delivery_tag(job),
+            "delivery_tag": delivery_tag(request_id, envelope["epoch"]),
         },
     }
     return json.dumps(message, separators=(",", ":"))

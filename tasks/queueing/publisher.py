@@ -1,56 +1,126 @@
-"""Publishing a job: one script call on one connection, without Celery's producer in between.
+"""The gateway's side of the queue: whether there is room, putting messages in, and asking for those that are missing.
 
-Building Celery's envelope ourselves costs a fifth of `apply_async`, and lets the append, the ready index and the
-wake-up be one atomic step.
+Publishing is one script call, without Celery's producer in between. It is idempotent by the message's tag, so that it may
+be repeated when its answer was lost, and it never refuses for want of room: room is asked for before a request is
+accepted, and what was accepted gets in. So a few more than the limits may wait, one for each request that is being
+accepted at the time.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import cast
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Self, cast
 
 import redis
 
 from tasks.errors import QueueFull, QueueUnavailable
-from tasks.job import Job
-from tasks.queueing.keys import HEAD_START_S, QueueKeys, list_name, script
-from tasks.queueing.message import MessageCodec, delivery_tag
+from tasks.queueing.keys import QueueKeys
+from tasks.queueing.message import Queued
+from tasks.queueing.scripts import Scripts
+from tasks.settings import SchedulingGroup
 
 logger = logging.getLogger(__name__)
 
 
-class Publisher:
-    """Puts jobs on their profile's list, as long as fewer than `max_waiting` wait (0: any number)."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many requests, and how many prompt tokens of them, may wait, in all and of one organization; 0: any number."""
 
-    def __init__(self, client: redis.Redis, keys: QueueKeys, codec: MessageCodec, max_waiting: int = 0) -> None:
+    requests: int = 0
+    tokens: int = 0
+    requests_per_organization: int = 0
+    tokens_per_organization: int = 0
+
+    @classmethod
+    def of(cls, scheduling: SchedulingGroup) -> Self:
+        """Return the limits that are configured."""
+        return cls(
+            scheduling.max_waiting,
+            scheduling.max_waiting_tokens,
+            scheduling.max_waiting_per_organization,
+            scheduling.max_waiting_tokens_per_organization,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How many requests wait, the prompt tokens of them, and how many may (0: any number)."""
+
+    requests: int
+    tokens: int
+    limits: Limits
+
+    @property
+    def share(self) -> float:
+        """Return how full the queue is, 1 for full, by whichever limit is nearer."""
+        parts = ((self.requests, self.limits.requests), (self.tokens, self.limits.tokens))
+        return max((count / most for count, most in parts if most), default=0.0)
+
+
+class Publisher:
+    """Puts messages into the queue."""
+
+    def __init__(self, client: redis.Redis, keys: QueueKeys, limits: Limits | None = None) -> None:
         self._client = client
         self._keys = keys
-        self._codec = codec
-        self._max_waiting = max_waiting
-        self._put = client.register_script(script("put"))
+        self._limits = limits or Limits()
+        self._scripts = Scripts(client, keys)
 
-    def publish(self, job: Job, wrapped_key: bytes) -> None:
-        """Append the job's message. Raises QueueUnavailable if Redis did not confirm it, QueueFull if it is full."""
-        message = self._codec.encode(job, wrapped_key)
-        name = list_name(job.prompt.static_profile_hash, job.priority)
+    def room(self, organization: str, tokens: int) -> None:
+        """Return if a request of `tokens` prompt tokens may wait, and Redis would take it.
+
+        Raises QueueFull, which says when there will probably be room, or QueueUnavailable.
+        """
+        limits = self._limits
+        bounds = (limits.requests, limits.tokens, limits.requests_per_organization, limits.tokens_per_organization)
         try:
-            taken = self._put(
-                keys=[self._keys.lists + name, self._keys.ready, self._keys.wake, self._keys.waiting],
-                args=[name, delivery_tag(job), message, HEAD_START_S[job.priority], self._max_waiting],
-            )
+            wait_s = int(self._scripts.run("room", organization, tokens, *bounds))
         except redis.RedisError as error:
             raise QueueUnavailable from error
-        if not taken:
-            raise QueueFull
+        if wait_s:
+            raise QueueFull(retry_after_s=wait_s)
 
-    def check(self) -> None:
-        """Raise QueueUnavailable unless Redis answers, QueueFull if no more may wait."""
+    def publish(self, queued: Queued) -> None:
+        """Put a message into the queue, unless it is there. Raises QueueUnavailable if Redis did not confirm it.
+
+        It may be there all the same, and may be published again: it is there once.
+        """
+        header = (queued.list, queued.tag, queued.organization, queued.tokens, queued.head_start_s)
         try:
-            waiting = int(cast("bytes | None", self._client.get(self._keys.waiting)) or 0)
+            self._scripts.run("put", *header, queued.message)
         except redis.RedisError as error:
             raise QueueUnavailable from error
-        if 0 < self._max_waiting <= waiting:
-            raise QueueFull
+
+    def unknown(self, tags: Collection[str]) -> set[str]:
+        """Return those of `tags` whose messages Redis neither queues, nor delays, nor has leased.
+
+        Raises QueueUnavailable if it cannot say, as also a Redis that takes no writes cannot: it may be a replica that
+        has not heard of everything.
+        """
+        if not tags:
+            return set()
+        try:
+            return {tag.decode() for tag in self._scripts.run("unknown", *tags)}
+        except redis.RedisError as error:
+            raise QueueUnavailable from error
+
+    def withdraw(self, tag: str) -> None:
+        """Forget a message that waits: its request has ended. A worker that has it finds that out by itself."""
+        try:
+            self._scripts.run("withdraw", tag)
+        except redis.RedisError:
+            logger.warning("message %s stays in the queue; the worker that takes it finds its request ended", tag)
+
+    def load(self) -> Load:
+        """Return how full the queue is. Raises QueueUnavailable."""
+        try:
+            counts = self._client.hmget(self._keys.named("counts"), "requests", "tokens")
+        except redis.RedisError as error:
+            raise QueueUnavailable from error
+        requests, tokens = (int(count or 0) for count in cast("list[bytes | None]", counts))
+        return Load(requests, tokens, self._limits)
 
     def stop(self, request_id: str) -> None:
         """Tell the workers that a request they may be running was cancelled. They also look by themselves."""
@@ -58,21 +128,3 @@ class Publisher:
             self._client.publish(self._keys.cancels, request_id)
         except redis.RedisError:
             logger.warning("request %s: its worker hears later that it was cancelled", request_id)
-
-
-def connect(url: str, timeout_s: float, connections: int = 16) -> redis.Redis:
-    """Return a client that never repeats a command by itself: a script that ran twice would queue twice.
-
-    It has at most so many `connections`, however many threads use it; a thread waits up to `timeout_s` for one.
-    """
-    pool = redis.BlockingConnectionPool.from_url(
-        url,
-        max_connections=connections,
-        timeout=timeout_s,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=min(timeout_s, 3.0),
-        socket_keepalive=True,
-        health_check_interval=10,
-        retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
-    )
-    return redis.Redis.from_pool(pool)

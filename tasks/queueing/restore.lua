@@ -1,29 +1,40 @@
 -- Give the messages whose lease has ended back to their lists: their worker is gone.
--- KEYS: ready, wake, leased, leases, waiting. ARGV: prefix of the lists, length of a lease in seconds, how many at the most.
--- Returns how many were given back.
-local time = redis.call('TIME')
-local oldest = time[1] + time[2] / 1000000 - ARGV[2]
-local back = {}
-for _, tag in ipairs(redis.call('ZRANGE', KEYS[4], '-inf', oldest, 'BYSCORE', 'LIMIT', 0, ARGV[3])) do
-  local held = redis.call('HGET', KEYS[3], tag)
-  redis.call('HDEL', KEYS[3], tag)
-  redis.call('ZREM', KEYS[4], tag)
-  if held then
-    local length, rest = string.match(held, '^(%d+):(.*)$')
-    local hash, element = string.sub(rest, 1, length), string.sub(rest, length + 1)
-    table.insert(back, {hash, element, string.match(element, '^%d+%.%d+')})
+-- ARGV: length of a lease in seconds, how many at the most, time in which all who live renew. Returns how many were given back.
+-- Leases age while Redis is away, and nobody could renew them. So none is ended before the sweeps have gone on for that time
+-- without a gap: by then every worker that lives has renewed its own.
+local lease_s, most, grace_s = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
+local last, since = unpack(redis.call('HMGET', SWEEPS, 'last', 'since'))
+if not last or not since or now - last > lease_s / 2 or now < tonumber(last) then
+  since = stamp(now)
+end
+go_on_without_memory()
+redis.call('HSET', SWEEPS, 'last', stamp(now), 'since', since)
+if now - since < grace_s then
+  return 0
+end
+local back, given_back = {}, 0
+for _, tag in ipairs(redis.call('ZRANGE', LEASES, '-inf', stamp(now - lease_s), 'BYSCORE', 'LIMIT', 0, most)) do
+  local header = find(tag)
+  if header then
+    table.insert(back, {tag = tag, header = header})
+  else
+    redis.call('ZREM', LEASES, tag)
+    refuse('no record of a leased message', tag .. '\n' .. (redis.call('HGET', MESSAGES, tag) or ''))
+    forget(tag)
   end
 end
 -- The newest first, each behind the one before: the oldest ends up where the next one is taken from.
-table.sort(back, function(a, b) return tonumber(a[3]) > tonumber(b[3]) end)
+table.sort(back, function(a, b) return tonumber(a.header.turn) > tonumber(b.header.turn) end)
 for _, entry in ipairs(back) do
-  redis.call('RPUSH', ARGV[1] .. entry[1], entry[2])
-  redis.call('ZADD', KEYS[1], 'LT', entry[3], entry[1])
+  -- Its holder stays noted: should it live after all, and come before anybody has taken the message, it goes on with it.
+  if pcall(put_first, entry.tag, entry.header) then
+    redis.call('ZREM', LEASES, entry.tag)
+    redis.call('HINCRBY', RETURNS, entry.tag, 1)
+    count_waiting(entry.header, 1)
+    given_back = given_back + 1
+  end
 end
-if #back > 0 and redis.call('LLEN', KEYS[2]) == 0 then
-  redis.call('LPUSH', KEYS[2], 1)
+if given_back > 0 then
+  wake_one()
 end
-if #back > 0 then
-  redis.call('INCRBY', KEYS[5], #back)
-end
-return #back
+return given_back

@@ -2,69 +2,40 @@
 
 To Celery there is one queue, `gpu`, bound to a topic exchange with `gpu.#`. Here, publishing to it appends to the
 list of the routing key's hash; consuming blocks on a marker that says "something is ready", then takes the message
-under a lease in one script. Losing a marker costs at most one poll interval, and no message is ever only in a socket.
+under a lease in one script. Losing a marker costs at most one poll interval, and so does a delayed message that falls due
+while nothing else happens; no message is ever only in a socket.
 
-A lease is dropped by the worker's own terminal commit (see `leases`), never by Celery: acknowledging a `gpu` message
-here only returns the consumer's credit. So none of the ways in which Celery acknowledges silently can lose a request;
-it comes back when its lease ends. A `gpu` message is known by its delivery tag, which gets a prefix on its way to
-Celery. Other queues, such as Celery's remote control, are kombu's as they are.
+A lease is ended by the worker alone (see `leases`), never by Celery: acknowledging a `gpu` message here only returns the
+consumer's credit. So none of the ways in which Celery acknowledges silently can lose a request; it comes back when its
+lease ends. A `gpu` message is known by its delivery tag, which gets a prefix on its way to Celery. Other queues, such as
+Celery's remote control, are kombu's as they are, below the same key prefix.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import redis
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps, loads
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from tasks.queueing.keys import FAMILY, QueueKeys, script
+from tasks.queueing.keys import FAMILY, QueueKeys
+from tasks.queueing.leases import grace_s, process_holder
+from tasks.queueing.qos import OURS, QoS, as_connection_errors
+from tasks.queueing.scripts import Argument, Scripts
 
+logger = logging.getLogger(__name__)
 ALIAS = "metaqore-redis"
+#: The same, where the servers in the URL are Sentinels: kombu knows them by this scheme alone, so ours takes its place.
+SENTINEL_ALIAS = "sentinel"
 ROUTING_PREFIX = f"{FAMILY}."
-#: Before the delivery tag of a `gpu` message, where Celery has it.
-OURS = f"{FAMILY}|"
 RESTORED_AT_ONCE = 1000
-
-
-class QoS(kombu_redis.QoS):
-    """Leases: what workers hold, and for how long."""
-
-    # Closing a channel must not give back what a worker still runs: it would run twice.
-    restore_at_shutdown = False
-
-    def append(self, message: Any, delivery_tag: str) -> None:
-        """Note a delivered message. A `gpu` message's lease was written when it was taken."""
-        if is_ours(delivery_tag):
-            virtual.QoS.append(self, message, delivery_tag)
-        else:
-            super().append(message, delivery_tag)
-
-    def ack(self, delivery_tag: str) -> None:
-        """Return the consumer's credit; a `gpu` message stays leased until its request ends."""
-        if is_ours(delivery_tag):
-            virtual.QoS.ack(self, delivery_tag)
-        else:
-            super().ack(delivery_tag)
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Return the credit; a `gpu` message that Celery refuses comes back when its lease ends, not in a hot loop."""
-        if is_ours(delivery_tag):
-            virtual.QoS.ack(self, delivery_tag)
-        else:
-            super().reject(delivery_tag, requeue=requeue)
-
-    def restore_unacked(self, client: Any = None) -> None:
-        """Give back what is not ours: a `gpu` message is still being run."""
-        for tag in [tag for tag in self._delivered if not is_ours(tag)]:
-            self.restore_by_tag(tag, client=client)
-            del self._delivered[tag]
-
-    def restore_visible(self, start: int = 0, num: int | None = 10, interval: int = 10) -> None:
-        """Give back the messages whose lease has ended: their worker is gone."""
-        self.channel.restore_ended()
-        super().restore_visible(start, num, interval)
 
 
 class Channel(kombu_redis.Channel):
@@ -72,22 +43,20 @@ class Channel(kombu_redis.Channel):
 
     QoS = QoS
     do_restore = False
-    key_prefix = ""
     lease_s = 60.0
-    from_transport_options = (*kombu_redis.Channel.from_transport_options, "key_prefix", "lease_s")
+    #: Under which name this channel takes leases; empty for the process's own.
+    holder = ""
+    from_transport_options = (*kombu_redis.Channel.from_transport_options, "lease_s", "holder")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._keys = QueueKeys(self.key_prefix)
-        self.unacked_key = f"{self.key_prefix}unacked"
-        self.unacked_index_key = f"{self.key_prefix}unacked_index"
-        self.unacked_mutex_key = f"{self.key_prefix}unacked_mutex"
-        self._put_script, self._reserve_script, self._restore_script = map(script, ("put", "reserve", "restore"))
+        self._keys = QueueKeys(self.global_keyprefix)
+        self.holder = self.holder or process_holder()
+        self._asked: tuple[redis.Redis, Scripts] | None = None
 
     def restore_ended(self) -> int:
         """Put the messages back on their lists whose lease has ended; return how many there were."""
-        keys = [self._keys.ready, self._keys.wake, self._keys.leased, self._keys.leases, self._keys.waiting]
-        return int(self._run(self._restore_script, keys, [self._keys.lists, self.lease_s, RESTORED_AT_ONCE]))
+        return int(self._run("restore", self.lease_s, RESTORED_AT_ONCE, grace_s(self.lease_s)))
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
         # kombu keeps its routing in Redis, where it can be lost. Ours never changes.
@@ -95,37 +64,51 @@ class Channel(kombu_redis.Channel):
             return [FAMILY]
         return list(super()._lookup(exchange, routing_key, default))
 
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        if exchange == FAMILY:
+            return
+        with as_connection_errors():
+            try:
+                super()._queue_bind(exchange, routing_key, pattern, queue)
+            except redis.OutOfMemoryError:
+                # A worker must be able to begin, or a full Redis would never become emptier. What needs this binding, such as
+                # answers to remote control, waits until there is memory again.
+                logger.warning("redis has no memory left to bind %s", queue)
+
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         if queue != FAMILY:
             super()._put(queue, message, **kwargs)
             return
         properties = message["properties"]
         profile = properties["delivery_info"]["routing_key"].removeprefix(ROUTING_PREFIX)
-        keys = [self._keys.lists + profile, self._keys.ready, self._keys.wake, self._keys.waiting]
-        self._run(self._put_script, keys, [profile, properties["delivery_tag"], dumps(message), 0, 0])
+        self._run("put", profile, properties["delivery_tag"], "", 0, 0, dumps(message))
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:
         if queue != FAMILY:
             return super()._get(queue)
-        names = ("ready", "wake", "leased", "leases", "refused", "waiting")
-        keys = [getattr(self._keys, name) for name in names]
-        taken = self._run(self._reserve_script, keys, [self._keys.lists])
+        taken = self._run("reserve", self.holder)
         if taken is None:
             raise virtual.base.Empty
-        tag, raw = taken
-        message = loads(raw)
-        message["properties"]["delivery_tag"] = OURS + tag.decode()
+        tag, record, returns = taken
+        try:
+            message = loads(record.partition(b"\n")[2])
+            properties = message["properties"]
+            properties["delivery_tag"] = OURS + tag.decode()
+            properties["record"], properties["returns"] = record, returns
+            # Celery makes one too, in its own loop, where a fault would end the worker.
+            self.Message(message, channel=self)
+        except Exception as error:
+            # Whatever it is, somebody put it there to be read, and it cannot be.
+            logger.error("message %r cannot be read (%s) and is set aside", tag[:100], type(error).__name__)
+            self._run("refuse", self.holder, tag, f"cannot be read: {type(error).__name__}")
+            raise virtual.base.Empty from None
         return message
 
     def _size(self, queue: str) -> int:
         if queue != FAMILY:
             return int(super()._size(queue))
-        with self.conn_or_acquire() as client:
-            hashes = client.zrange(self._keys.ready, 0, -1)
-            with client.pipeline(transaction=False) as pipe:
-                for profile in hashes:
-                    pipe.llen(self._keys.lists + profile.decode())
-                return sum(pipe.execute())
+        with self._asking() as (client, _scripts):
+            return int(cast("bytes | None", client.hget(self._keys.named("counts"), "requests")) or 0)
 
     def _purge(self, queue: str) -> int:
         if queue != FAMILY:
@@ -133,31 +116,40 @@ class Channel(kombu_redis.Channel):
         # Requests end by cancelling or expiring, which is recorded. Emptying the list would only lose them.
         raise NotImplementedError("the gpu queue is not purged; cancel its requests instead")
 
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        # Deleting the queue takes no message, and its binding is a constant.
+        if queue != FAMILY:
+            super()._delete(queue, *args, **kwargs)
+
     def _brpop_start(self, timeout: int | None = None) -> None:
         if FAMILY not in self.active_queues:
             super()._brpop_start(timeout)
             return
         self._in_poll = self.client.connection
         self._brpop_sent_at = kombu_redis.monotonic()
-        others = [queue for queue in self.active_queues if queue != FAMILY]
+        others = [self.global_keyprefix + queue for queue in self.active_queues if queue != FAMILY]
         self.client.connection.send_command("BRPOP", self._keys.wake, *others, timeout or self.brpop_timeout)
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
+            # Without its own prefix: kombu's client takes it off.
             reply = self.client.parse_response(self.client.connection, "BRPOP", **options)
         except self.connection_errors:
             self.client.connection.disconnect()
             raise
+        except redis.ResponseError as error:
+            self.client.connection.disconnect()
+            raise redis.ConnectionError(str(error)) from error
         finally:
             self._in_poll = None
-        woken = bool(reply) and reply[0].decode() == self._keys.wake
+        woken = bool(reply) and self.global_keyprefix + reply[0].decode() == self._keys.wake
         if reply and not woken:
             self.connection._deliver(loads(reply[1]), reply[0].decode())
             return True
         if self._closing or FAMILY not in self.active_queues:
             if woken:
                 # The marker was for a consumer that is no more: the next one gets it.
-                with self.conn_or_acquire() as client:
+                with self._asking() as (client, _scripts):
                     if not client.llen(self._keys.wake):
                         client.lpush(self._keys.wake, 1)
             raise virtual.base.Empty
@@ -165,9 +157,23 @@ class Channel(kombu_redis.Channel):
         self.connection._deliver(self._get(FAMILY), FAMILY)
         return True
 
-    def _run(self, source: str, keys: list[str], args: list[Any]) -> Any:
-        with self.conn_or_acquire() as client:
-            return client.register_script(source)(keys=keys, args=args)
+    def _run(self, name: str, *arguments: Argument) -> Any:
+        with self._asking() as (_client, scripts):
+            return scripts.run(name, *arguments)
+
+    @contextmanager
+    def _asking(self) -> Iterator[tuple[redis.Redis, Scripts]]:
+        """Give a client that leaves keys as they are, as ours have their prefix, and the scripts over it."""
+        if self._asked is None or self._asked[0].connection_pool is not self.pool:
+            client = redis.Redis(connection_pool=self.pool)
+            self._asked = client, Scripts(client, self._keys)
+        with as_connection_errors():
+            yield self._asked
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        # To repeat a reservation whose answer was lost would take a second message while the first waits for its
+        # lease to end, and waiting for that would hold up Celery's loop. Celery connects anew instead.
+        return {**super()._connparams(asynchronous), "retry": Retry(NoBackoff(), 0)}
 
     def _get_pool(self, asynchronous: bool = False) -> Any:
         # A channel whose connection died has no connection info left; kombu would fail with AttributeError, which
@@ -177,15 +183,22 @@ class Channel(kombu_redis.Channel):
         return super()._get_pool(asynchronous)
 
 
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):
+    """The same, on the server that Sentinel names."""
+
+    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, "lease_s", "holder")
+
+
 class Transport(kombu_redis.Transport):
     """The transport registered as `metaqore-redis`."""
 
     Channel = Channel
 
 
-def is_ours(tag: str) -> bool:
-    """Tell whether a delivery tag, as Celery has it, is that of a `gpu` message."""
-    return str(tag).startswith(OURS)
+class SentinelTransport(kombu_redis.SentinelTransport):
+    """The transport registered as `sentinel`."""
+
+    Channel = SentinelChannel
 
 
 def lease_tag(tag: str) -> str:
@@ -193,6 +206,19 @@ def lease_tag(tag: str) -> str:
     return tag.removeprefix(OURS)
 
 
+def record_of(message: Any) -> bytes:
+    """Return a `gpu` message as Redis has it, which `Leases.hold` wants."""
+    record: bytes = message.properties["record"]
+    return record
+
+
+def returns_of(message: Any) -> int:
+    """Return how often a `gpu` message was given back, or lost by its worker, before this delivery."""
+    returns: int = message.properties["returns"]
+    return returns
+
+
 def register() -> None:
-    """Make kombu know this transport by its alias."""
+    """Make kombu know these transports by their aliases."""
     TRANSPORT_ALIASES[ALIAS] = f"{__name__}:Transport"
+    TRANSPORT_ALIASES[SENTINEL_ALIAS] = f"{__name__}:SentinelTransport"

@@ -5,16 +5,20 @@ from __future__ import annotations
 import base64
 import json
 import os
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 
 from tasks.crypto import KEY_BYTES, KeyWrapper, Signer
 from tasks.errors import MessageRejected
 from tasks.ids import new_request_id
 from tasks.job import Job, Priority, Prompt, ResponseFormat, Sampling, ToolUse
+from tasks.lifecycle import Republished
 from tasks.prompts.packing import pack
 from tasks.queueing.message import MessageCodec
 
@@ -80,7 +84,7 @@ def layers(message: str) -> tuple[dict[str, Any], list[Any], dict[str, Any]]:
 
 def envelope_of(job: Job, wrapped: bytes, codec: MessageCodec = CODEC) -> dict[str, Any]:
     """Return the envelope that a worker gets as its task's only argument."""
-    return layers(codec.encode(job, wrapped))[2]
+    return layers(codec.encode(job, wrapped).message)[2]
 
 
 @given(
@@ -231,7 +235,7 @@ def test_rotation() -> None:
 
 
 def _size(job: Job, wrapped: bytes) -> int:
-    return len(CODEC.encode(job, wrapped).encode())
+    return len(CODEC.encode(job, wrapped).message.encode())
 
 
 def test_size() -> None:
@@ -250,7 +254,7 @@ def test_size_does_not_explode() -> None:
 def test_nothing_of_the_prompt_is_in_it() -> None:
     """Neither token ids nor stop strings nor tools nor the data key, in whatever layer and encoding."""
     job, wrapped = new_job(tools=ToolUse(tools=({"type": "function", "function": {"name": SECRET_TEXT}},)))
-    message = CODEC.encode(job, wrapped)
+    message = CODEC.encode(job, wrapped).message
     outer, body, envelope = layers(message)
     shown = [message.encode(), json.dumps(outer).encode(), json.dumps(body).encode()]
     shown += [base64.b64decode(envelope[name]) for name in ("key", "sealed", "signature")]
@@ -280,7 +284,7 @@ def test_equal_jobs_look_different() -> None:
 def test_what_celery_shows_is_the_id_alone() -> None:
     """`argsrepr` and `kwargsrepr` go to logs, events and Flower."""
     job, wrapped = new_job(organization=SECRET_TEXT)
-    outer, body, _ = layers(CODEC.encode(job, wrapped))
+    outer, body, _ = layers(CODEC.encode(job, wrapped).message)
     headers = outer["headers"]
     assert (headers["argsrepr"], headers["kwargsrepr"], headers["id"]) == (job.request_id, "{}", job.request_id)
     assert SECRET_TEXT not in json.dumps([headers, outer["properties"]])
@@ -296,10 +300,61 @@ def test_each_epoch_has_a_lease_of_its_own() -> None:
     request_id = new_request_id()
     tags = []
     for epoch in (1, 2):
-        outer = layers(CODEC.encode(*new_job(request_id=request_id, epoch=epoch)))[0]
-        tags.append(outer["properties"]["delivery_tag"])
+        queued = CODEC.encode(*new_job(request_id=request_id, epoch=epoch))
+        outer = layers(queued.message)[0]
+        assert outer["properties"]["delivery_tag"] == queued.tag
+        tags.append(queued.tag)
         assert outer["properties"]["delivery_info"] == {"exchange": "gpu", "routing_key": f"gpu.{HASH}"}
     assert tags == [f"{request_id}:1", f"{request_id}:2"]
+
+
+def republished(job: Job, wrapped: bytes, sealed: bytes, epoch: int) -> Republished:
+    """Return what the database gives of a job that is to be published again."""
+    return Republished(
+        request_id=job.request_id,
+        epoch=epoch,
+        organization=job.organization,
+        static_profile_hash=job.prompt.static_profile_hash,
+        prompt_tokens=job.prompt.token_count,
+        priority=job.priority,
+        data_key=wrapped,
+        message=sealed,
+        published_at=datetime.fromtimestamp(job.published_at, UTC),
+    )
+
+
+@example_settings(max_examples=25)
+@given(tool_uses | st.none(), samplings, st.sampled_from(["low", "normal", "high"]), st.integers(2, 2**31 - 1))
+def test_published_again(tools: ToolUse | None, sampling: Sampling, priority: Priority, epoch: int) -> None:
+    """From what SQL keeps comes the same job under the new epoch, and the queue is told the same of it."""
+    job, wrapped = new_job(tools=tools, sampling=sampling, priority=priority)
+    sealed = CODEC.sealed(job)
+    first = CODEC.encode(job, wrapped, sealed)
+    again = CODEC.again(republished(job, wrapped, sealed, epoch))
+    assert again.tag == f"{job.request_id}:{epoch}"
+    assert replace(again, tag=first.tag, message=first.message) == first
+    envelope = layers(again.message)[2]
+    assert CODEC.decode(envelope) == replace(job, epoch=epoch)
+    assert layers(first.message)[2]["sealed"] == envelope["sealed"]
+    with pytest.raises(MessageRejected):
+        CODEC.decode({**envelope, "epoch": 1})
+
+
+def test_publishing_again_needs_no_data_key() -> None:
+    """A housekeeper that cannot open what is in a request can still sign its message."""
+    job, wrapped = new_job()
+    blind = MessageCodec(Signer((SIGNING,)), KeyWrapper((b"x" * KEY_BYTES,)))
+    again = blind.again(republished(job, wrapped, CODEC.sealed(job), 2))
+    assert CODEC.decode(layers(again.message)[2]) == replace(job, epoch=2)
+
+
+def test_what_the_queue_is_told() -> None:
+    """The list, the organization and the size are in the open; the message itself stays out of logs."""
+    job, wrapped = new_job(priority="high", organization="acme")
+    queued = CODEC.encode(job, wrapped)
+    assert (queued.list, queued.organization, queued.tokens, queued.head_start_s) == (f"{HASH}:high", "acme", 6200, 30)
+    assert queued.message not in repr(queued)
+    assert "sealed" not in repr(queued)
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), max_size=50))
