@@ -1,7 +1,7 @@
 """Cancelling a request, queued or running.
 
-The database decides. A queued request ends there and then; a running one is marked, its worker is told, and the worker
-ends it, since only the worker knows what was said so far.
+The database decides. A queued request ends there and then, and its message leaves the queue; a running one is marked, its
+worker is told, and the worker ends it, since only the worker knows what was said so far.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gateway_app.streaming.watch import Watcher
 from tasks import lifecycle
 from tasks.errors import AlreadyFinished, GatewayError, NotFound
 from tasks.idempotency import forget
+from tasks.queueing.message import delivery_tag
 from tasks.queueing.publisher import Publisher
 from tasks.schema import TERMINAL_STATES
 from tasks.stream import FIELD, ended, stream_key
@@ -69,13 +70,14 @@ class Canceller:
         row = self.watcher.find(request_id, organization)
         if (before.state, row.state) == ("queued", "cancelled") and row.attempt == before.attempt:
             self._tell_watchers(row)
+            self.publisher.withdraw(delivery_tag(request_id, row.epoch))
             # A worker may have it in hand already, and wait for MetaQore before it begins.
             self.publisher.stop(request_id)
         elif row.state not in TERMINAL_STATES:
             self.publisher.stop(request_id)
             row = self._ended_within(row, wait_s)
         if row.state in TERMINAL_STATES and row.state != "cancelled":
-            raise AlreadyFinished(f"the request has already {row.state}")
+            raise AlreadyFinished(f"the request has already ended: it is {row.state}")
         return row
 
     def _ended_within(self, row: Row[Any], wait_s: float) -> Row[Any]:

@@ -9,7 +9,6 @@ SQL on the connection it is given.
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -23,13 +22,11 @@ from typing import Any, Generic, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
 
+from tasks.db_errors import as_told, is_away, is_read_only, unavailable
 from tasks.errors import DatabaseUnavailable
 from tasks.settings import DatabaseGroup
 
 T = TypeVar("T")
-#: How drivers and pool say that the database cannot be reached, is locked, or takes too long.
-_AWAY = (sa.exc.OperationalError, sa.exc.TimeoutError, sa.exc.InterfaceError)
-logger = logging.getLogger(__name__)
 
 
 def now() -> datetime:
@@ -57,13 +54,21 @@ class Database:
         try:
             with self._engine.connect() as connection:
                 return work(connection)
-        except _AWAY as error:
-            raise _unavailable(error) from None
+        except sa.exc.SQLAlchemyError as error:
+            if is_away(error):
+                raise unavailable(error) from None
+            raise
+
+    @property
+    def timeout_s(self) -> float:
+        """Return the longest wait for a connection, a lock or a statement, in seconds."""
+        return self._settings.timeout_s
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Return what `work` returned, once it is committed.
 
-        Raises DatabaseUnavailable if it could not be committed; then nothing of it was.
+        Raises DatabaseUnavailable if it could not be committed; then nothing of it was. If it is CommitUndecided, all of
+        it may have been: the database went away after it was told to commit and before it said that it has.
         """
         future = self.submit(work)
         try:
@@ -105,11 +110,11 @@ class Database:
         """Run the group in one transaction; where one of them fails, each in one of its own."""
         try:
             self._transact(group)
-        except _Away as error:
-            _fail(group, _unavailable(error.args[0]))
+        except _Away as away:
+            _fail(group, away.told())
         except Exception as error:  # whatever it is belongs to a caller; the writer must live on
             if len(group) == 1:
-                _fail(group, _as_told(error))
+                _fail(group, as_told(error))
             else:
                 self._commit_each(group)
 
@@ -117,12 +122,13 @@ class Database:
         for index, write in enumerate(group):
             try:
                 self._transact([write])
-            except _Away as error:
+            except _Away as away:
                 # Nobody's fault, and so everybody's answer; trying each would have the last wait for all time-outs.
-                _fail(group[index:], _unavailable(error.args[0]))
+                _fail([write], away.told())
+                _fail(group[index + 1 :], unavailable(away.error))
                 return
             except Exception as error:  # as above
-                _fail([write], _as_told(error))
+                _fail([write], as_told(error))
 
     def _transact(self, group: list[_Write[Any]]) -> None:
         """Commit the group and tell its callers. Raises _Away if the database is, else what a function raised."""
@@ -135,35 +141,42 @@ class Database:
             try:
                 results = [write.work(connection) for write in group]
             except sa.exc.DBAPIError as error:
-                if error.connection_invalidated:
+                if is_read_only(error):
+                    connection.invalidate()
+                if connection.invalidated:
                     raise _Away(error) from None
                 raise
-            with _noticing_absence():
+            with _noticing_absence(undecided=True):
                 transaction.commit()
         for write, result in zip(group, results, strict=True):
             write.future.set_result(result)
 
 
 class _Away(Exception):
-    """The database is away; the argument is how the driver said so."""
+    """The database is away, as the driver said with `error`; `undecided` if it was told to commit before."""
+
+    def __init__(self, error: Exception, *, undecided: bool = False) -> None:
+        super().__init__()
+        self.error, self.undecided = error, undecided
+
+    def told(self) -> DatabaseUnavailable:
+        """Return what the callers are told whose work it was."""
+        return unavailable(self.error, undecided=self.undecided)
 
 
 @contextmanager
-def _noticing_absence() -> Iterator[None]:
+def _noticing_absence(*, undecided: bool = False) -> Iterator[None]:
     try:
         yield
-    except _AWAY as error:
-        raise _Away(error) from None
+    except sa.exc.SQLAlchemyError as error:
+        if is_away(error):
+            raise _Away(error, undecided=undecided) from None
+        raise
 
 
 def _fail(group: list[_Write[Any]], error: Exception) -> None:
     for write in group:
         write.future.set_exception(error)
-
-
-def _as_told(error: Exception) -> Exception:
-    """Return what the caller of a function that raised `error` is told."""
-    return _unavailable(error) if isinstance(error, _AWAY) else _without_values(error)
 
 
 class _Write(Generic[T]):
@@ -174,23 +187,6 @@ class _Write(Generic[T]):
     def __init__(self, work: Callable[[Connection], T]) -> None:
         self.work = work
         self.future: Future[T] = Future()
-
-
-def _unavailable(error: Exception) -> DatabaseUnavailable:
-    # The driver's text may quote statements and their values, so only its class is logged.
-    logger.warning("database unavailable: %s", type(getattr(error, "orig", None) or error).__name__)
-    return DatabaseUnavailable()
-
-
-def _without_values(error: Exception) -> Exception:
-    """Return a database's error without its text: PostgreSQL's quotes the row that it refuses."""
-    if not isinstance(error, sa.exc.DBAPIError):
-        return error
-    original = error.orig
-    name = getattr(original, "sqlstate", None) or getattr(original, "sqlite_errorname", None) or ""
-    told = type(error)(None, None, Exception(f"{type(original).__name__} {name}".strip()))
-    told.__suppress_context__ = True
-    return told
 
 
 def create_engine(settings: DatabaseGroup, pool_size: int = 5) -> Engine:

@@ -328,6 +328,13 @@ class QueueFull(ServiceUnavailable):
 
     code = "queue_full"
     status = 429
+    #: An instance knows from the queue's drain rate when there will probably be room.
+    retry_after_s: int = 5  # type: ignore[misc]
+
+    def __init__(self, detail: str | None = None, *, retry_after_s: int | None = None) -> None:
+        super().__init__(detail)
+        if retry_after_s is not None:
+            self.retry_after_s = retry_after_s
 
 
 class StreamUnavailable(ServiceUnavailable):
@@ -391,6 +398,15 @@ class AttemptsExhausted(EngineFailed):
     code = "attempts_exhausted"
     retryable = False
     hint = "Look for worker crashes in the audit events of this request."
+
+
+class QueueLost(GatewayError):
+    """The queue lost the request as often as it may be put there again."""
+
+    code = "queue_lost"
+    status = 503
+    retryable = True
+    hint = "Send the request again once the queue is well; `flask requests retry ID` does it for the operator."
 
 
 class MessageRejected(GatewayError):

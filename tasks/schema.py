@@ -7,15 +7,12 @@ PostgreSQL, which is why the id leads every key.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     CheckConstraint,
     Column,
-    DateTime,
     FetchedValue,
     Float,
     Index,
@@ -24,59 +21,27 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
-    TypeDecorator,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine import Dialect
+
+from tasks.schema_types import Document, RequestId, UtcDateTime, quoted
 
 metadata = MetaData()
 
 #: What may be recorded of a request, in the order it can happen.
-REQUEST_KINDS = ("received", "vetoed", "admitted", "started", "completed", "failed", "cancelled", "expired")
+REQUEST_KINDS = (
+    *("received", "vetoed", "admitted", "started", "requeued"),
+    *("completed", "failed", "cancelled", "expired", "dead"),
+)
 #: What may be recorded of the rules and prompts themselves, under an id of the change's own.
 CHANGE_KINDS = ("policy_changed", "profile_changed")
 KINDS = (*REQUEST_KINDS, *CHANGE_KINDS)
 #: After one of these nothing more is recorded of the request.
-TERMINAL_KINDS = ("vetoed", "completed", "failed", "cancelled", "expired")
+TERMINAL_KINDS = ("vetoed", "completed", "failed", "cancelled", "expired", "dead")
 #: What an API key may do: change what holds for its organization, or only ask.
 ROLES = ("member", "admin")
-STATES = ("queued", "running", "completed", "failed", "cancelled", "expired")
-TERMINAL_STATES = ("completed", "failed", "cancelled", "expired")
-
-
-def quoted(names: tuple[str, ...]) -> str:
-    """Return `names` as an SQL list of string literals."""
-    return ", ".join(f"'{name}'" for name in names)
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An instant in UTC; SQLite keeps it as sortable text without offset."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Convert to UTC. A naive value is an error: it would be read as local time."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a datetime without a time zone cannot be stored")
-        value = value.astimezone(UTC)
-        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002  as SQLAlchemy calls it
-        """Return the instant with its zone."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-Document = JSON().with_variant(JSONB(), "postgresql")
-
-
-#: Byte-wise collation: it keeps UUIDv7 in time order, and range partitions need an order that no locale changes.
-RequestId = String(35).with_variant(String(35, collation="C"), "postgresql")
+STATES = ("queued", "running", "completed", "failed", "cancelled", "expired", "dead")
+TERMINAL_STATES = ("completed", "failed", "cancelled", "expired", "dead")
 
 
 def _id() -> Column[Any]:
@@ -134,8 +99,29 @@ requests = Table(
     Column("project_id", String(200)),
     Column("deadline", UtcDateTime),
     Column("cancel_requested_at", UtcDateTime),
+    # The sealed part of the queue message, so that a message that Redis lost can be made again; NULL once it has ended.
+    Column("message", LargeBinary),
+    Column("prompt_tokens", Integer),
+    # How many of its attempts ended by no fault of the request.
+    Column("excused", Integer, nullable=False, server_default="0"),
+    # Until when the next attempt waits, after one that failed.
+    Column("not_before", UtcDateTime),
     CheckConstraint(f"state IN ({quoted(STATES)})", name="requests_state"),
     Index("requests_by_organization", "organization", "request_id"),
+    # What has not ended: the housekeeper walks through it, however many requests have.
+    Index(
+        "requests_open",
+        "request_id",
+        sqlite_where=text("finished_at IS NULL"),
+        postgresql_where=text("finished_at IS NULL"),
+    ),
+    # What has to be answered by some time, the most urgent first.
+    Index(
+        "requests_due",
+        "deadline",
+        sqlite_where=text("finished_at IS NULL AND deadline IS NOT NULL"),
+        postgresql_where=text("finished_at IS NULL AND deadline IS NOT NULL"),
+    ),
 )
 
 idempotency_keys = Table(
@@ -149,7 +135,7 @@ idempotency_keys = Table(
     Index("idempotency_keys_by_time", "created_at"),
 )
 
-_EXCEPTIONAL = " OR ".join(f"kind = '{kind}'" for kind in ("vetoed", "failed", *CHANGE_KINDS))
+_EXCEPTIONAL = " OR ".join(f"kind = '{kind}'" for kind in ("vetoed", "failed", "dead", *CHANGE_KINDS))
 
 audit_events = Table(
     "audit_events",
@@ -157,7 +143,7 @@ audit_events = Table(
     _id(),
     Column("kind", String(16), primary_key=True),
     Column("attempt", Integer, primary_key=True),
-    Column("epoch", Integer, nullable=False),
+    Column("epoch", Integer, primary_key=True),
     Column("occurred_at", UtcDateTime, nullable=False),
     Column("organization", String(200), nullable=False),
     Column("api_key_id", String(40), nullable=False),

@@ -11,7 +11,8 @@ from typing import Any
 
 from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, LargeBinary, String, Table
 
-from tasks.schema import Document, UtcDateTime, metadata, quoted
+from tasks.schema import metadata
+from tasks.schema_types import Document, UtcDateTime, quoted
 
 FILE_STATUSES = ("uploading", "processed", "deleted")
 BATCH_STATUSES = (

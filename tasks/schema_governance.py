@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from sqlalchemy import CheckConstraint, Column, Integer, String, Table
 
-from tasks.schema import UtcDateTime, metadata, quoted
+from tasks.schema import metadata
+from tasks.schema_types import UtcDateTime, quoted
 
 #: What is done about private or sensitive data that is found in a request, from the least to the most.
 DETECTION_MODES = ("off", "record", "raise", "refuse")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Float, Integer, LargeBinary, String, Table, false, text
 
-from tasks.schema import Document, UtcDateTime, metadata
+from tasks.schema import metadata
+from tasks.schema_types import Document, UtcDateTime
 
 #: Names in the same order everywhere, byte by byte, whatever the locale: pages of a list depend on it.
 _BYTEWISE_NAME = String(200).with_variant(String(200, collation="C"), "postgresql")

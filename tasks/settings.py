@@ -31,6 +31,7 @@ from pydantic_settings import (
 )
 
 from tasks.errors import ConfigurationError
+from tasks.queueing.address import parse
 
 PREFIX = "METAQORE_"
 CONFIG_VARIABLE = "METAQORE_CONFIG"
@@ -55,7 +56,12 @@ class GatewayGroup(Group):
 
     host: str = "0.0.0.0"  # noqa: S104  the blueprint's default; bin/run overrides it to loopback
     port: int = Field(default=8080, ge=1, le=65535)
-    request_queue_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    request_queue_url: str = Field(
+        default="redis://127.0.0.1:6379/0",
+        repr=False,
+        description="redis://, rediss:// (TLS: ?ssl_ca_certs=, ssl_certfile=, ssl_keyfile=) or"
+        " sentinel://HOST:26379;sentinel://HOST:26379/0?master_name=NAME.",
+    )
     key_prefix: str = Field(default="metaqore:", max_length=64, description="Before every Redis key.")
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024)
     threads: int = Field(default=1200, ge=1, le=8192, description="Requests one web process handles at once.")
@@ -65,8 +71,7 @@ class GatewayGroup(Group):
     @field_validator("request_queue_url")
     @classmethod
     def _is_redis(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://")):
-            raise ValueError("must start with redis:// or rediss://")
+        parse(value)
         return value
 
 
@@ -83,9 +88,26 @@ class SchedulingGroup(Group):
 
     strategy: Literal["cache_aware_continuous"] = "cache_aware_continuous"
     max_batch_tokens: int = Field(default=8192, ge=32, description="Tokens the engine computes in one step.")
-    max_attempts: int = Field(default=3, ge=1, description="Starts of one request before it fails for good.")
+    max_attempts: int = Field(default=3, ge=1, description="Starts of one request before it is dead.")
+    retry_first_s: float = Field(default=1.0, ge=0, description="Longest wait before the second attempt; then doubled.")
+    retry_max_s: float = Field(default=60.0, ge=0, description="Longest wait before any attempt.")
+    max_publications: int = Field(
+        default=20, ge=1, description="Times a request is put into the queue, after each loss anew, before it is dead."
+    )
     max_waiting: int = Field(default=100_000, ge=0, description="Requests that may wait in the queue; 0: any number.")
+    max_waiting_tokens: int = Field(
+        default=50_000_000, ge=0, description="Prompt tokens that may wait in the queue; 0: any number."
+    )
+    max_waiting_per_organization: int = Field(
+        default=0, ge=0, description="Requests of one organization that may wait; 0: as many as of all."
+    )
+    max_waiting_tokens_per_organization: int = Field(
+        default=0, ge=0, description="Prompt tokens of one organization that may wait; 0: as many as of all."
+    )
     lease_s: float = Field(default=60.0, ge=1, description="A worker silent for this long loses its requests.")
+    drain_s: float = Field(
+        default=20.0, ge=0, description="Time a stopping worker gives what it runs; the rest is handed back."
+    )
 
 
 class DatabaseGroup(Group):
@@ -122,6 +144,12 @@ class EngineGroup(Group):
     kv_cache_gib: float | None = Field(default=None, gt=0, description="KV cache size on CPU, in GiB.")
     tool_parser: str | None = Field(
         default=None, description="vLLM's parser for this model's tool calls, such as hermes or llama3_json."
+    )
+    stall_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds without a step, while requests run, after which the engine is taken for hung, and the worker "
+        "replaced; default: 8, or 120 where vLLM computes on plain processors.",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of vLLM's AsyncEngineArgs, or of the simulated engine."

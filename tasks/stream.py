@@ -23,7 +23,7 @@ from tasks.job import Piece, Result
 
 #: The field of a Redis stream entry that holds the sealed frame.
 FIELD = b"f"
-TERMINAL_EVENTS = frozenset({"completed", "failed", "cancelled", "expired"})
+TERMINAL_EVENTS = frozenset({"completed", "failed", "cancelled", "expired", "dead"})
 #: Made once: `json.dumps` with options makes an encoder at each call.
 compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _CURSOR = re.compile(r"(\d{1,10})-(\d{1,15})")

@@ -329,6 +329,107 @@ def _record(connection: Connection, columns: list[str]) -> tuple[list[Any], list
     return [[tuple(row) for row in connection.exec_driver_sql(text)] for text in (query, view)]  # type: ignore[return-value]
 
 
+def test_requests_that_were_open_before_messages_were_kept(database_url: str) -> None:
+    """Every request and event of 0007 is what it was, row numbers too; a gateway of that release goes on; and what the
+    new release writes is taken, or refused where it would be a second one.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["url"] = database_url
+    command.upgrade(config, "0007")
+    states = ("queued", "running", "completed", "failed", "cancelled", "expired")
+    rows = [_whole_request(state) for state in states]
+    with connected(database_url) as connection:
+        columns = [str(column["name"]) for column in sa.inspect(connection).get_columns("requests")]
+        old = sa.Table("requests", sa.MetaData(), *(sa.Column(name, requests.c[name].type) for name in columns))
+        events = [_event_of(row, kind) for row in rows for kind in ("received", "admitted", row["state"])]
+        events = [event for event in events if event["kind"] not in ("queued", "running")]
+        facts = [*events[0], "written_in"] if connection.dialect.name == "sqlite" else list(events[0])
+        for row in rows:
+            connection.execute(sa.insert(old), row)
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("UPDATE requests SET rowid = rowid + 1000 WHERE state = 'running'")
+        for event_row in events:
+            connection.execute(sa.insert(audit_events), event_row)
+        before = _requests(connection, columns), _record(connection, facts)
+    upgrade(database_url)
+    late = _whole_request("queued")
+    with connected(database_url) as connection:
+        assert (_requests(connection, columns), _record(connection, facts)) == before
+        connection.execute(sa.insert(old), late)
+        for found in connection.execute(sa.select(requests)):
+            assert (found.message, found.prompt_tokens, found.excused, found.not_before) == (None, None, 0, None)
+        connection.execute(sa.update(requests).where(requests.c.state == "queued").values(state="dead"))
+        for epoch in (1, 2):
+            connection.execute(sa.insert(audit_events), _event_of(rows[0], "requeued", epoch=epoch))
+        connection.execute(sa.insert(audit_events), _event_of(rows[0], "dead"))
+        view = connection.execute(
+            sa.text("SELECT outcome FROM audit_requests WHERE request_id = :id"), {"id": rows[0]["request_id"]}
+        )
+        assert view.scalar_one() == "dead"
+    for refused in (
+        _event_of(rows[0], "requeued", epoch=2),
+        _event_of(rows[0], "failed"),
+        _event_of(rows[2], "dead"),
+        _event_of(rows[1], "nonsense"),
+    ):
+        with pytest.raises(sa.exc.IntegrityError), connected(database_url) as connection:
+            connection.execute(sa.insert(audit_events), refused)
+    for statement in (
+        "UPDATE audit_events SET reason = 'forged'",
+        "DELETE FROM audit_events",
+        "UPDATE requests SET state = 'lost'",
+    ):
+        with pytest.raises(sa.exc.DBAPIError), connected(database_url) as connection:
+            connection.exec_driver_sql(statement)
+    if database_url.startswith("sqlite"):
+        _nothing_is_replaced(database_url)
+
+
+def _nothing_is_replaced(url: str) -> None:
+    """REPLACE deletes what is in its way, and fires no trigger but that of the insertion."""
+    for key in ("kind, attempt, epoch", "'failed', 7, 7"):
+        statement = (
+            "REPLACE INTO audit_events (request_id, kind, attempt, epoch, occurred_at, organization, api_key_id)"
+            f" SELECT request_id, {key}, occurred_at, organization, api_key_id FROM audit_events"
+            " WHERE kind IN ('completed', 'requeued')"
+        )
+        with pytest.raises(sa.exc.DBAPIError, match="insert-only"), connected(url) as connection:
+            connection.exec_driver_sql(statement)
+
+
+def _whole_request(state: str) -> dict[str, Any]:
+    """Return a row of 0007 with something in every column."""
+    return {
+        **_request(new_request_id()),
+        "state": state,
+        "epoch": 2,
+        "attempt": 3,
+        "worker": "gpu-1",
+        "finished_at": None if state in ("queued", "running") else now(),
+        "error_code": "engine_failed" if state == "failed" else None,
+        "data_key": b"key",
+        "payload": b"payload",
+        "result": b"result" if state == "completed" else None,
+        "api": "chat",
+        "priority": "high",
+        "project_id": "proj_ü",
+        "deadline": now() + timedelta(hours=1),
+        "cancel_requested_at": now() if state == "cancelled" else None,
+    }
+
+
+def _event_of(row: dict[str, Any], kind: str, epoch: int = 1) -> dict[str, Any]:
+    return event(Subject(row["request_id"], "acme", "key_1", "prüfer"), kind, epoch=epoch, details={"x": [1, "ü"]})
+
+
+def _requests(connection: Connection, columns: list[str]) -> list[Any]:
+    """Return these columns of all requests, with their row numbers, where there are any."""
+    number = "rowid" if connection.dialect.name == "sqlite" else "0"
+    query = f"SELECT {number}, {', '.join(columns)} FROM requests ORDER BY request_id"
+    return [tuple(row) for row in connection.exec_driver_sql(query)]
+
+
 def test_a_database_of_a_newer_release(database_url: str) -> None:
     """After a downgrade of the code the operator is told so by an error of the product's own."""
     upgrade(database_url)

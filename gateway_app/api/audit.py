@@ -31,10 +31,12 @@ Kind = Literal[
     "vetoed",
     "admitted",
     "started",
+    "requeued",
     "completed",
     "failed",
     "cancelled",
     "expired",
+    "dead",
     "policy_changed",
     "profile_changed",
 ]

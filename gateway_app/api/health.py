@@ -7,6 +7,7 @@ from collections.abc import Callable
 import redis
 from flask import Blueprint, Response, jsonify
 
+from gateway_app.housekeeping.leadership import somebody_leads
 from tasks.db import Database
 from tasks.errors import GatewayError
 from tasks.migrating import pending_migrations
@@ -14,8 +15,11 @@ from tasks.queueing.heartbeats import workers
 from tasks.queueing.keys import QueueKeys
 from tasks.queueing.publisher import Publisher
 
-#: Without one of these a request cannot be taken; without a worker it waits in the queue.
+#: Without one of these a request cannot be taken; without a worker it waits in the queue, without a housekeeper it may
+#: wait for ever after Redis has lost it.
 _REQUIRED = ("database", "queue")
+#: How full the queue may be before new requests had better go elsewhere.
+NEARLY_FULL = 0.9
 
 
 def blueprint(database: Database, publisher: Publisher, client: redis.Redis, keys: QueueKeys) -> Blueprint:
@@ -30,8 +34,9 @@ def blueprint(database: Database, publisher: Publisher, client: redis.Redis, key
     def ready() -> tuple[Response, int]:
         checks = {
             "database": _check(lambda: _migrated(database)),
-            "queue": _check(publisher.check),
+            "queue": _check(lambda: _room(publisher)),
             "worker": _check(lambda: _any_worker(client, keys)),
+            "housekeeper": _check(lambda: _any_housekeeper(client, keys)),
         }
         missing = [name for name, problem in checks.items() if problem]
         refused = any(name in missing for name in _REQUIRED)
@@ -53,6 +58,22 @@ def _check(look: Callable[[], str | None]) -> str | None:
 def _migrated(database: Database) -> str | None:
     pending = database.read(pending_migrations)
     return f"migrations {', '.join(pending)} are pending; run `flask db upgrade`" if pending else None
+
+
+def _room(publisher: Publisher) -> str | None:
+    # Asked as a request asks: a Redis that takes no writes takes no requests.
+    publisher.room("", 0)
+    load = publisher.load()
+    return f"nearly full: {load.share:.0%} of what may wait" if load.share >= NEARLY_FULL else None
+
+
+def _any_housekeeper(client: redis.Redis, keys: QueueKeys) -> str | None:
+    try:
+        leads = somebody_leads(client, keys.prefix)
+    except redis.RedisError:
+        return "housekeepers report through the queue, which cannot be reached"
+    command = "celery -A gateway_app.housekeeping worker -Q housekeeping"
+    return None if leads else f"no housekeeper is running; start `{command}`"
 
 
 def _any_worker(client: redis.Redis, keys: QueueKeys) -> str | None:

@@ -17,7 +17,7 @@ from gateway_app.governance.api_keys import ApiKeys, Caller
 from gateway_app.pipeline import Accepted, Pipeline
 from gateway_app.streaming.watch import Watcher
 from gateway_app.synchronous import Synchronous
-from tasks import lifecycle
+from tasks import requests_read
 from tasks.errors import InvalidRequest, PolicyVeto, by_code
 from tasks.ids import is_request_id
 from tasks.job import Frozen, Name, TaskRequest
@@ -28,7 +28,7 @@ from tasks.stream import Cursor, Frame
 class TaskQuery(Frozen):
     """Which tasks a list shows, the newest first."""
 
-    status: Literal["queued", "running", "completed", "failed", "cancelled", "expired"] | None = None
+    status: Literal["queued", "running", "completed", "failed", "cancelled", "expired", "dead"] | None = None
     agent: Name | None = None
     project_id: Name | None = None
     api: Literal["tasks", "chat", "responses"] | None = Field(default=None, description="The API it came through.")
@@ -64,7 +64,7 @@ def blueprint(keys: ApiKeys, pipeline: Pipeline, synchronous: Synchronous) -> Bl
         wanted = reading.query(TaskQuery)
         filters, organization, limit = wanted.filters(), g.caller.organization, wanted.limit
         rows = watcher.database.read(
-            lambda connection: lifecycle.page(connection, organization, filters, wanted.after, limit + 1)
+            lambda connection: requests_read.page(connection, organization, filters, wanted.after, limit + 1)
         )
         return listing(rows, limit, summary)
 
@@ -167,7 +167,7 @@ def task_answer(watcher: Watcher, row: Row[Any]) -> dict[str, Any]:
         }
         if issubclass(kind, PolicyVeto):
             # It was refused when it left the queue; the audit event alone holds what its caller was not there to be told.
-            veto = watcher.database.read(lambda connection: lifecycle.veto_of(connection, row.request_id))
+            veto = watcher.database.read(lambda connection: requests_read.veto_of(connection, row.request_id))
             task["error"] |= {"veto": veto} if veto else {}
     return task
 

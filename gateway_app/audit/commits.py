@@ -17,12 +17,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from gateway_app.audit.events import named
 from gateway_app.audit.trail import EventName, Row
 from tasks.errors import FollowRefused
 from tasks.schema import audit_events
 
 _columns = audit_events.c
-_KEY = (_columns.written_in, _columns.request_id, _columns.kind, _columns.attempt)
+_KEY = (_columns.written_in, _columns.request_id, _columns.kind, _columns.attempt, _columns.epoch)
 _ROW_NUMBER = sa.literal_column("audit_events.rowid", sa.BigInteger)
 #: The oldest transaction that runs, the next one to begin, and the newest one of which there is a row, of one instant.
 _HORIZON = sa.text("""
@@ -73,11 +74,7 @@ def _rows(connection: Connection, query: sa.Select[Any]) -> list[Row]:
 
 def _place(connection: Connection, columns: Sequence[sa.ColumnElement[Any]], name: EventName) -> Sequence[Any]:
     """Return these columns of the event of this name."""
-    query = (
-        sa.select(*columns)
-        .select_from(audit_events)
-        .where(_columns.request_id == name.request_id, _columns.kind == name.kind, _columns.attempt == name.attempt)
-    )
+    query = sa.select(*columns).select_from(audit_events).where(*named(name))
     row = connection.execute(query).one_or_none()
     if row is None:
         raise FollowRefused(f"the record does not hold {name}, the event that was followed last: it is another record")

@@ -22,7 +22,7 @@ from tasks.schema import audit_events
 #: Events read at once by what goes through many.
 PAGE = 1000
 _columns = audit_events.c
-_KEY = (_columns.occurred_at, _columns.request_id, _columns.kind, _columns.attempt)
+_KEY = (_columns.occurred_at, _columns.request_id, _columns.kind, _columns.attempt, _columns.epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +49,18 @@ class Selection:
 
 def find(connection: Connection, organization: str, name: EventName) -> Row | None:
     """Return the event of this name, or None if the organization has none."""
-    query = sa.select(audit_events).where(
+    query = sa.select(audit_events).where(*named(name), _columns.organization == organization)
+    return connection.execute(query).mappings().one_or_none()
+
+
+def named(name: EventName) -> list[sa.ColumnElement[bool]]:
+    """Return what the event of this name fulfils, and no other."""
+    conditions = [
         _columns.request_id == name.request_id,
         _columns.kind == name.kind,
         _columns.attempt == name.attempt,
-        _columns.organization == organization,
-    )
-    return connection.execute(query).mappings().one_or_none()
+    ]
+    return conditions if name.epoch is None else [*conditions, _columns.epoch == name.epoch]
 
 
 def page(

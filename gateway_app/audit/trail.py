@@ -50,32 +50,39 @@ _ALWAYS = {
 }
 #: Of a change these say who and what; its other columns are part of the change.
 _OF_CHANGES = ("agent_name", "request_id", "attempt", "epoch", "api_key_id")
+#: Of these one attempt may leave several, so that their names say the epoch too.
+_OF_EPOCHS = ("requeued",)
 #: An event's name as a regular expression, without anchors.
-EVENT_NAME = rf"({PATTERN})\.({'|'.join(KINDS)})\.([0-9]{{1,9}})"
+EVENT_NAME = rf"({PATTERN})\.({'|'.join(KINDS)})\.([0-9]{{1,9}})(?:\.([0-9]{{1,9}}))?"
 _NAME = re.compile(EVENT_NAME)
 
 
 @dataclass(frozen=True, slots=True)
 class EventName:
-    """What tells an event from all others."""
+    """What tells an event from all others. `epoch` is None but for those of which an attempt may leave several."""
 
     request_id: str
     kind: str
     attempt: int
+    epoch: int | None = None
 
     @classmethod
     def of(cls, row: Row) -> EventName:
         """Return the name of a row of `audit_events`."""
-        return cls(row["request_id"], row["kind"], row["attempt"])
+        epoch = row["epoch"] if row["kind"] in _OF_EPOCHS else None
+        return cls(row["request_id"], row["kind"], row["attempt"], epoch)
 
     @classmethod
     def parse(cls, text: str) -> EventName | None:
         """Return the name that `str` wrote, or None if it is none."""
         found = _NAME.fullmatch(text)
-        return cls(found[1], found[2], int(found[3])) if found else None
+        if found is None or (found[4] is not None) != (found[2] in _OF_EPOCHS):
+            return None
+        return cls(found[1], found[2], int(found[3]), None if found[4] is None else int(found[4]))
 
     def __str__(self) -> str:
-        return f"{self.request_id}.{self.kind}.{self.attempt}"
+        name = f"{self.request_id}.{self.kind}.{self.attempt}"
+        return name if self.epoch is None else f"{name}.{self.epoch}"
 
 
 def contract_event(row: Row) -> dict[str, Any]:
@@ -112,7 +119,8 @@ def name_in(content: bytes) -> EventName | None:
         return None
     event_type = event.get("event_type")
     kind = next((kind for kind, name in EVENT_TYPES.items() if name == event_type), event_type)
-    return EventName.parse(f"{payload.get('request_id')}.{kind}.{payload.get('attempt')}")
+    name = f"{payload.get('request_id')}.{kind}.{payload.get('attempt')}"
+    return EventName.parse(f"{name}.{payload.get('epoch')}" if kind in _OF_EPOCHS else name)
 
 
 def timestamp(moment: datetime) -> str:

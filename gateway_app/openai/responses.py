@@ -15,7 +15,7 @@ from tasks.errors import by_code
 from tasks.ids import PREFIX
 from tasks.job import Piece, Result, TaskRequest, Usage
 
-_STATUS_OF = {"running": "in_progress", "expired": "failed"}
+_STATUS_OF = {"running": "in_progress", "expired": "failed", "dead": "failed"}
 #: The key of the answer's text among its parts; a call's is its index.
 TEXT = None
 Key = int | None

@@ -20,12 +20,16 @@ from tasks.errors import (
     KeyRevoked,
     ModelMismatch,
     NotFound,
+    QueueLost,
     UnknownAgent,
     Unsupported,
 )
 
 #: What an operation that waits for the answer can answer with, once it has begun.
-WAITS: Errors = (EngineFailed, EngineDead, ModelMismatch, AttemptsExhausted, Cancelled, Expired, KeyRevoked)
+WAITS: Errors = (
+    *(EngineFailed, EngineDead, ModelMismatch, AttemptsExhausted, QueueLost),
+    *(Cancelled, Expired, KeyRevoked),
+)
 
 MESSAGES: dict[str, Any] = {"messages": [{"role": "user", "content": "What is on fire?"}], "max_tokens": 16}
 

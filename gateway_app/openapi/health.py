@@ -21,13 +21,14 @@ class Checks(Answer):
     database: str
     queue: str
     worker: str
+    housekeeper: str
 
 
 class Readiness(Answer):
-    """Whether requests are taken. `degraded`: there is no worker, so they wait."""
+    """Whether requests are taken. `degraded`: they wait, without a worker or, where Redis lost them, a housekeeper."""
 
     status: Literal["ready", "degraded", "unavailable"]
-    missing: list[Literal["database", "queue", "worker"]]
+    missing: list[Literal["database", "queue", "worker", "housekeeper"]]
     checks: Checks
 
 
@@ -52,8 +53,8 @@ OPERATIONS = (
         "health",
         "Are requests taken?",
         {
-            200: Reply("Yes; without a worker they wait.", Readiness),
-            503: Reply("No: the database or the queue is missing.", Readiness),
+            200: Reply("Yes; without a worker or a housekeeper some wait.", Readiness),
+            503: Reply("No: the database or the queue is missing, or the queue is nearly full.", Readiness),
         },
         public=True,
     ),

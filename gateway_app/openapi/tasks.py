@@ -60,6 +60,7 @@ STREAM = Stream(
         "failed": (TaskEnded,),
         "cancelled": (TaskEnded,),
         "expired": (TaskEnded,),
+        "dead": (TaskEnded,),
     },
     cursors=True,
 )

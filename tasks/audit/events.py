@@ -1,7 +1,8 @@
 """Audit events: rows that are only ever added.
 
-An event is named by (request id, kind, attempt), so that recording the same thing twice fails instead of counting
-twice. Events hold identifiers, decisions, counts and hashes of ciphertext; never a word of a prompt or an answer.
+An event is named by (request id, kind, attempt, epoch), so that recording the same thing twice fails instead of counting
+twice. Of terminal kinds there is one for each request, whatever its name. Events hold identifiers, decisions, counts and
+hashes of ciphertext; never a word of a prompt or an answer.
 """
 
 from __future__ import annotations

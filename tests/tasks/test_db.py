@@ -20,6 +20,7 @@ from sqlalchemy.engine import Connection
 
 from tasks.audit.events import Subject, event
 from tasks.db import Database
+from tasks.db_errors import CommitUndecided
 from tasks.errors import DatabaseUnavailable
 from tasks.ids import new_request_id
 from tasks.migrating import upgrade
@@ -444,7 +445,7 @@ def test_all_waiting_writes_fail_soon_when_the_database_is_away(sqlite_path: Pat
 
 
 def test_the_answer_to_a_commit_is_lost(make_database: MakeDatabase) -> None:
-    """What is committed counts as done, or at least as "unavailable": never as the caller's own mistake."""
+    """What is committed counts as done, or as undecided: never as refused, nor as the caller's own mistake."""
     database = make_database()
     commits: list[Connection] = []
 
@@ -465,7 +466,7 @@ def test_the_answer_to_a_commit_is_lost(make_database: MakeDatabase) -> None:
     finally:
         sa.event.remove(sa.engine.Engine, "commit", lose)
     assert stored(database) == {0, 1}
-    assert {type(error) for error in errors} <= {type(None), DatabaseUnavailable}
+    assert {type(error) for error in errors} <= {type(None), CommitUndecided}
 
 
 # --- Several processes ----------------------------------------------------------------------------

@@ -539,7 +539,7 @@ def test_frames_are_kept_while_redis_is_away(own_redis: RedisServer, caplog: pyt
     async def work(writer: StreamWriter) -> None:
         stream = writer.open(request_id, KEY, 1)
         stream.write(said(Piece(text="before ")))
-        while stream.unsent or not stream.pieces:
+        while stream.unsent() or not stream.pieces:
             await asyncio.sleep(0.005)
         own_redis.kill()
         stream.write(said(Piece(text="meanwhile")))

@@ -14,10 +14,12 @@ EventType = Literal[
     "routing_decision",
     "veto",
     "started",
+    "requeued",
     "completed",
     "failed",
     "cancelled",
     "expired",
+    "dead",
     "policy_changed",
     "profile_changed",
 ]

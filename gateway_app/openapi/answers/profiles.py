@@ -130,6 +130,7 @@ class VersionFigures(Answer):
     failed: int
     cancelled: int
     expired: int
+    dead: int
     vetoed: int
     prompt_tokens: int
     cached_tokens: int

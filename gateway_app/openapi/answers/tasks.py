@@ -10,7 +10,7 @@ from gateway_app.openapi.operation import Answer, sometimes
 from tasks.governance.secure_gateway import Sensitivity, Veto
 from tasks.job import FinishReason, Priority, Timings, TokenLogprob, ToolCall, ToolCallDelta, Usage
 
-State = Literal["queued", "running", "completed", "failed", "cancelled", "expired"]
+State = Literal["queued", "running", "completed", "failed", "cancelled", "expired", "dead"]
 Api = Literal["tasks", "chat", "responses"]
 
 

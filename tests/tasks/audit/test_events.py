@@ -70,7 +70,7 @@ TAMPERING = {
     "delete one": "DELETE FROM audit_events WHERE kind = 'completed'",
     "insert or update": f"INSERT INTO audit_events ({_COLUMNS}) SELECT {_COLUMNS} FROM audit_events"
     " WHERE kind = 'received'"
-    " ON CONFLICT (request_id, kind, attempt) DO UPDATE SET reason = 'forged'",
+    " ON CONFLICT (request_id, kind, attempt, epoch) DO UPDATE SET reason = 'forged'",
 }
 TAMPERING_SQLITE = {
     "replace": f"INSERT OR REPLACE INTO audit_events ({_COLUMNS}, reason)"
@@ -153,18 +153,19 @@ def test_the_same_event_twice(engine: Engine, kind: str) -> None:
     subject = new_subject()
     add(engine, event(subject, kind, attempt=1, epoch=1))
     before = rows(engine)
-    for again in (event(subject, kind, attempt=1, epoch=1), event(subject, kind, attempt=1, epoch=2, reason="x")):
+    for again in (event(subject, kind, attempt=1, epoch=1), event(subject, kind, attempt=1, epoch=1, reason="x")):
         with pytest.raises(sa.exc.DBAPIError):
             add(engine, event(new_subject(), "received"), again)
     assert rows(engine) == before
     add(engine, event(new_subject(), kind, attempt=1, epoch=1))
 
 
-def test_an_event_of_each_attempt(engine: Engine) -> None:
-    """What is no terminal event may be recorded for every attempt."""
+def test_an_event_of_each_attempt_and_epoch(engine: Engine) -> None:
+    """What is no terminal event may be recorded for every attempt, and each time that Redis loses the message of one."""
     subject = new_subject()
     add(engine, *(event(subject, "started", attempt=number, epoch=1) for number in range(1, 6)))
-    assert len([row for row in rows(engine) if row[0] == subject.request_id]) == 5
+    add(engine, *(event(subject, "requeued", attempt=5, epoch=epoch) for epoch in range(1, 4)))
+    assert len([row for row in rows(engine) if row[0] == subject.request_id]) == 8
 
 
 def test_a_second_terminal_event(engine: Engine) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tasks.errors import ConfigurationError
 from tasks.prompts.layout import PromptLayout
 from tasks.prompts.tokenizer import ModelTokenizer, TemplateRefused, resolve_checkpoint
+from tests.measuring import unmeasured
 from tests.services import require
 from tests.tasks.prompts.test_layout import prompt_ids
 
@@ -49,7 +50,8 @@ def write_template(checkpoint: Path, template: str | None) -> None:
 def test_it_renders_and_encodes_as_transformers_does(tiny_model: Path) -> None:
     """The chat endpoint of vLLM would give the same ids for the same messages."""
     require("transformers")
-    from transformers import AutoTokenizer
+    with unmeasured():
+        from transformers import AutoTokenizer
 
     reference = AutoTokenizer.from_pretrained(tiny_model)
     ours = ModelTokenizer(tiny_model)

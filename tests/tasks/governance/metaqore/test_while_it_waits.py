@@ -27,7 +27,7 @@ def test_a_project_that_is_blocked_meanwhile_stops_what_waits(
     configured: None, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Its request is refused and recorded; that of another project runs, although they were admitted alike. MetaQore is
-    away when the worker comes, and nothing is lost for that: they wait, and one that is cancelled is let go.
+    away when the worker comes, and nothing is lost for that: they wait in the queue, and one that is cancelled leaves it.
     """
     monkeypatch.setenv("METAQORE_URL", stand_in.url)
     for name, value in {"CACHE_S": "0", "FAILURE_CACHE_S": "0", "BREAKER_FAILURES": "1000"}.items():
@@ -54,12 +54,12 @@ def test_a_project_that_is_blocked_meanwhile_stops_what_waits(
         stand_in.calls.clear()
         worker.start()
         try:
-            wait_until(lambda: queue.zcard(keys.leases) == 3, 60, "the worker to take them")
-            wait_until(lambda: len(stand_in.calls) >= 6 * 4, 60, "it to ask again and again")
+            wait_until(lambda: len(stand_in.calls) >= 6 * 4, 60, "the worker to ask again and again")
+            wait_until(lambda: queue.zcard(keys.named("delayed")) == 3, 60, "them to wait in the queue")
             assert [task(one)["status"] for one in (runs, stops, given_up)] == ["queued"] * 3
             requests.delete(f"{served.url}/v1/tasks/{given_up}", headers=served.headers, timeout=10)
             assert task(given_up)["status"] == "cancelled"
-            wait_until(lambda: queue.zcard(keys.leases) == 2, 2, "the worker to let go")
+            wait_until(lambda: queue.hlen(keys.named("messages")) == 2, 20, "it to be out of the queue")
             stand_in.fail(None)
             wait_until(lambda: all(task(one)["status"] in TERMINAL_STATES for one in (runs, stops)), 60, "both ends")
         finally:

@@ -1,0 +1,53 @@
+"""Reading requests: nothing here changes one. `tasks/lifecycle/` has the functions that do."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Row
+
+from tasks.schema import audit_events, requests
+
+
+def find(connection: Connection, request_id: str, organization: str) -> Row[Any] | None:
+    """Return the request's row, or None if this organization has no such request."""
+    return connection.execute(
+        sa.select(requests).where(requests.c.request_id == request_id, requests.c.organization == organization)
+    ).one_or_none()
+
+
+def page(
+    connection: Connection, organization: str, filters: Mapping[str, Any], after: str | None, limit: int
+) -> list[Row[Any]]:
+    """Return up to `limit` requests of the organization, the newest first, older than `after` if that is given."""
+    query = sa.select(requests).where(requests.c.organization == organization)
+    query = query.where(*(requests.c[name] == value for name, value in filters.items()))
+    if after is not None:
+        query = query.where(requests.c.request_id < after)
+    return list(connection.execute(query.order_by(requests.c.request_id.desc()).limit(limit)))
+
+
+def deadline(connection: Connection, request_id: str) -> datetime | None:
+    """Return until when the request must be answered, if it must be by some time."""
+    query = sa.select(requests.c.deadline).where(requests.c.request_id == request_id)
+    return connection.execute(query).scalar_one_or_none()
+
+
+def to_stop(connection: Connection, request_ids: Collection[str]) -> list[str]:
+    """Return which of these running requests somebody cancelled."""
+    query = sa.select(requests.c.request_id).where(
+        requests.c.request_id.in_(request_ids), requests.c.cancel_requested_at.is_not(None)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def veto_of(connection: Connection, request_id: str) -> Mapping[str, Any] | None:
+    """Return the veto object that a request ended with, if it did."""
+    query = sa.select(audit_events.c.details).where(
+        audit_events.c.request_id == request_id, audit_events.c.kind == "vetoed"
+    )
+    held = connection.execute(query).scalar()
+    return held.get("veto") if held else None
