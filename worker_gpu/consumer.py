@@ -1,10 +1,13 @@
 """Where Celery ends and the engine begins.
 
-Celery's consumer receives a message and asks the task's `Strategy` what to do with it. The usual strategy hands it to
-the pool; ours hands it to the engine's own event loop (`worker_gpu.runtime`), where every request runs beside the
-others and the engine batches them. Nothing of Celery's acknowledging applies: the message stays leased until the
-request's terminal event is committed, and Celery only gets its consumer's credit back. A revoke is not obeyed here,
-since it would end a request without a record.
+Celery's consumer receives a message, and this one hands it to the engine's own event loop (`worker_gpu.runtime`), where
+every request runs beside the others and the engine batches them. Nothing of Celery's acknowledging applies: the message
+stays leased until its request has ended or is given back, and Celery only gets its consumer's credit back.
+
+Celery silently acknowledges or rejects what was revoked, has expired, or cannot be read, and logs the bodies of most of it.
+None of that happens to our queue's messages: they never come to Celery's own handling, and every hook by which it
+could get hold of one is overridden. One that cannot be read is set aside, without a word of its content in the log. If a
+request stands behind it, the database knows it, and it is published again.
 """
 
 from __future__ import annotations
@@ -13,79 +16,126 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from celery import Task, bootsteps, current_app, shared_task
-from celery.signals import worker_ready
+from celery import bootsteps, current_app, shared_task
 from celery.worker import state
+from celery.worker.consumer.consumer import Consumer
+from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request
+from kombu.message import Message
 
-from tasks.errors import GatewayError
+from tasks.errors import MessageRejected
 from tasks.queueing.keys import TASK_NAME
-from tasks.queueing.transport import lease_tag
-from tasks.settings import settings
+from tasks.queueing.transport import record_of
+from worker_gpu import control  # noqa: F401  its commands register themselves
+from worker_gpu.delivery import Delivery, read, tag_of
+from worker_gpu.engine_step import EngineStep
 from worker_gpu.runtime import Runtime
 
 logger = logging.getLogger(__name__)
-#: sysexits' EX_SOFTWARE: a supervisor restarts the worker.
-EXIT_ENGINE_DEAD = 70
-#: sysexits' EX_CONFIG: starting again will not help.
-EXIT_CONFIGURATION = 78
 
 
-class EngineStep(bootsteps.StartStopStep):
-    """Loads the model before the consumer takes messages, and ends it after the consumer stopped."""
+class QueueConsumer(Consumer):
+    """Celery's consumer, for messages that are leased."""
 
-    def __init__(self, worker: Any, **kwargs: Any) -> None:
-        super().__init__(worker, **kwargs)
-        worker.runtime = None
+    @property
+    def runtime(self) -> Runtime:
+        """Return what runs the requests; Celery starts it before the consumer."""
+        runtime: Runtime = self.controller.runtime
+        return runtime
 
-    def start(self, worker: Any) -> None:
-        """Start the engine; blocks until the model is loaded."""
-        runtime = Runtime(settings(), worker.hostname, on_dead=_leave)
-        try:
-            runtime.start()
-        except GatewayError as error:
-            logger.critical("the worker cannot start: %s %s", error.detail, error.hint)
-            raise SystemExit(EXIT_CONFIGURATION) from None
-        worker.runtime = runtime
+    def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
+        """Return the function that is called with each message."""
+        others: Callable[[Any], None] = super().create_task_handler(*arguments, **options)
 
-    def stop(self, worker: Any) -> None:
-        """Let what is running finish for a while, then end the engine."""
-        if worker.runtime is not None:
-            worker.runtime.stop()
-            worker.runtime = None
+        def on_task_received(message: Any) -> None:
+            if tag_of(message) is None:
+                others(message)
+                return
+            try:
+                delivery = read(message)
+            except MessageRejected as error:
+                self._set_aside(message, error.detail)
+            else:
+                self._take(message, delivery)
 
-    def terminate(self, worker: Any) -> None:
-        """End as `stop` does: a second signal is for Celery to count, not for us."""
-        self.stop(worker)
+        return on_task_received
 
+    def on_unknown_message(self, _body: Any, message: Any) -> None:
+        """Refuse what is no task."""
+        self._set_aside(message, "the message is no task")
 
-def strategy(_task: Task[Any, Any], app: Any, consumer: Any, **_options: Any) -> Callable[..., None]:
-    """Return the function that Celery calls with each message."""
-    runtime: Runtime = consumer.controller.runtime
-    events = consumer.event_dispatcher
+    def on_unknown_task(self, _body: Any, message: Any, _exc: Any) -> None:
+        """Refuse what is no task of ours."""
+        self._set_aside(message, "the message asks for an unknown task")
 
-    def on_message(message: Any, _body: Any, ack: Any, reject: Any, _callbacks: Any) -> None:
-        request = Request(
-            message,
-            on_ack=ack,
-            on_reject=reject,
-            app=app,
-            hostname=consumer.hostname,
-            eventer=events,
-            connection_errors=consumer.connection_errors,
-        )
-        args, _kwargs, _embed = message.payload
+    def on_invalid_task(self, _body: Any, message: Any, _exc: Any) -> None:
+        """Refuse what the task cannot be called with."""
+        self._set_aside(message, "the task is invalid")
+
+    def on_decode_error(self, message: Any, exc: Any) -> None:
+        """Refuse what cannot be decoded. The error's text may quote it."""
+        self._set_aside(message, f"the message cannot be read: {type(exc).__name__}")
+
+    def cancel_active_requests(self) -> None:
+        """Give back what runs, at once: Celery would have its pool terminate it."""
+        self.runtime.drain(hurry=True)
+
+    def _take(self, message: Any, delivery: Delivery) -> None:
+        request = _shown(self, message, delivery)
         request.send_event("task-received", name=request.name, args=request.argsrepr, kwargs="{}")
         state.task_reserved(request)
         state.task_accepted(request)
         request.send_event("task-started")
 
         def done(succeeded: bool, seconds: float) -> None:
-            consumer.call_soon(_finish, request, succeeded, seconds)
+            self.call_soon(_finish, request, succeeded, seconds)
 
-        runtime.submit(args[0] if args else None, lease_tag(message.delivery_tag), done)
+        self.runtime.submit(delivery, done)
 
-    return on_message
+    def _set_aside(self, message: Any, why: str) -> None:
+        """Refuse a message. Where it is leased it is out of the queue; where it is not, the queue has it no more."""
+        tag = tag_of(message)
+        logger.error("message %s refused: %s", tag, why)
+        if tag is not None:
+            self.runtime.refuse(tag, record_of(message), why)
+        if hasattr(message, "ack_log_error"):
+            message.ack_log_error(logger, self.connection_errors)
+
+
+class Room(bootsteps.StartStopStep):
+    """Has the consumer take no more than the engine runs, and nothing once the worker drains.
+
+    Celery counts what its connection delivered, and after a reconnect it begins anew, while the requests go on.
+    """
+
+    requires = (Tasks,)
+
+    def start(self, consumer: QueueConsumer) -> None:
+        """Ask the runtime too, each time."""
+        qos, runtime, room = consumer.task_consumer.channel.qos, consumer.runtime, consumer.pool.num_processes
+        has_credit = qos.can_consume
+        qos.can_consume = lambda: runtime.in_hand < room and not runtime.is_leaving and has_credit()
+
+
+def _shown(consumer: QueueConsumer, message: Any, delivery: Delivery) -> Request:
+    """Return what Celery, its remote control and Flower see of a request: its id, and nothing else that was in the message.
+
+    Most of that was never verified, and Celery trusts all of it.
+    """
+    request_id = delivery.tag.rpartition(":")[0]
+    headers = {"task": TASK_NAME, "id": request_id, "root_id": request_id, "argsrepr": request_id, "kwargsrepr": "{}"}
+    return Request(
+        Message(delivery_tag=message.delivery_tag, delivery_info={}, properties={}),
+        on_ack=message.ack_log_error,
+        on_reject=message.reject_log_error,
+        app=consumer.app,
+        hostname=consumer.hostname,
+        eventer=consumer.event_dispatcher,
+        connection_errors=consumer.connection_errors,
+        headers=headers,
+        body=((), {}, {}),
+        decoded=True,
+    )
 
 
 def _finish(request: Request, succeeded: bool, seconds: float) -> None:
@@ -98,22 +148,14 @@ def _finish(request: Request, succeeded: bool, seconds: float) -> None:
         request.send_event("task-failed", exception="", traceback="")
 
 
-@worker_ready.connect
-def _announce(sender: Any, **_signal: Any) -> None:
-    """Celery consumes from now on: the worker may say that it is ready."""
-    if sender.controller.runtime is not None:
-        sender.controller.runtime.announce()
-
-
-def _leave() -> None:
-    logger.critical("the engine is dead; this worker ends, and what it ran goes to another")
-    state.should_terminate = EXIT_ENGINE_DEAD
-
-
-@shared_task(name=TASK_NAME, Strategy=f"{__name__}:strategy")
+@shared_task(name=TASK_NAME)
 def generate(*_args: Any) -> None:
-    """Run one agent request; the strategy above does it, so this body is never reached."""
+    """Run one agent request; the consumer above has it done, so this body is never reached."""
     raise RuntimeError("this task runs on the engine's loop, not in a pool")
 
 
 current_app.steps["worker"].add(EngineStep)
+current_app.steps["consumer"].add(Room)
+current_app.conf.worker_consumer = f"{__name__}:{QueueConsumer.__name__}"
+# The reduction is for tasks that a reconnect may deliver twice; `Room` counts what really runs.
+current_app.conf.worker_enable_prefetch_count_reduction = False

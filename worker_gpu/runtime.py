@@ -1,243 +1,237 @@
 """The worker's asyncio side: one permanent thread whose loop runs the engine and every request on it.
 
 The thread lives as long as the process, which the engine's orphan guard relies on: the kernel ends the engine's own
-process when the thread that started it ends. Beside the requests four small tasks run for ever: sending frames,
-renewing leases, the heartbeat, and asking the engine for its health.
+process when the thread that started it ends. Beside the requests a few small tasks run for ever: sending frames, hearing
+of cancels, the heartbeat, and watching the engine. Leases are not renewed here: they have a thread of their own, so that
+a loop that is kept busy loses none.
+
+It ends in one of two ways, and both let go of what runs before the process ends.
+
+- **Drained**: from `drain` on nothing is begun. What was not begun goes back at once, what runs has until the grace
+  time is over; the rest is given back, excused.
+- **Dead**: the engine died or hangs. Everything is given back at once, and the attempts count.
+
+Giving back needs the database and Redis. Where they are away it is given up after a few seconds: the leases then end by
+themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import redis
-from redis.asyncio import Redis
-
-from tasks import lifecycle
-from tasks.crypto import KeyWrapper, Signer
-from tasks.db import Database
-from tasks.errors import DatabaseUnavailable, EngineDead
-from tasks.governance.metaqore import make_projects
-from tasks.governance.policies import default_policy
-from tasks.governance.recheck import Recheck
-from tasks.prompts.tokenizer import ModelTokenizer, resolve_checkpoint
-from tasks.queueing.heartbeats import INTERVAL_S, TTL_S
-from tasks.queueing.keys import QueueKeys
-from tasks.queueing.leases import Leases
-from tasks.queueing.message import MessageCodec
+from tasks.errors import EngineDead
 from tasks.settings import Settings
-from worker_gpu.engines import create_engine
-from worker_gpu.profiles import StaticParts
-from worker_gpu.runner import Runner
-from worker_gpu.streams import StreamWriter
+from worker_gpu.background import cancel, through_outages
+from worker_gpu.delivery import Delivery
+from worker_gpu.parts import make_parts
+from worker_gpu.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
-DRAIN_S = 20.0
-_LEASES_PER_RENEWAL = 3
 #: Threads for what blocks; they are made as they are needed.
 _THREADS = 32
-_CANCEL_RETRY_S = 0.5
+#: How long giving back may take, all told.
+HAND_BACK_S = 3.0
+#: How long Celery and the engine may then take to end.
+END_S = 20.0
+#: The same, once the engine is dead: there is nothing left to be gentle with.
+DEAD_END_S = 3.0
 GC_THRESHOLD = (50_000, 20, 50)
+Done = Callable[[bool, float], None]
 
 
 class Runtime:
-    """Runs requests on an engine. `on_dead` is called once, from the loop's thread, if the engine dies."""
+    """Runs requests on an engine.
 
-    def __init__(self, settings: Settings, worker: str, on_dead: Callable[[], None]) -> None:
+    `on_dead` is called once, if the engine dies, when everything was given back; `on_overdue` if after that, or after a
+    drain, the loop is not stopped in time. Both are called from the loop's thread.
+    """
+
+    def __init__(
+        self, settings: Settings, worker: str, on_dead: Callable[[], None], on_overdue: Callable[[], None]
+    ) -> None:
         self._settings = settings
         self._worker = worker
         self._on_dead = on_dead
-        self._state = "loading"
-        self._running: dict[str, asyncio.Task[bool]] = {}
+        self._on_overdue = on_overdue
+        self._running: set[asyncio.Task[bool]] = set()
+        self._in_hand: set[str] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-loop", daemon=True)
+        self._leaving: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
 
     def start(self) -> None:
         """Load the model and begin to run. Raises GatewayError if the engine does not start."""
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
 
+    @property
+    def in_hand(self) -> int:
+        """Return how many messages were submitted and are not done."""
+        return len(self._in_hand)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Tell whether nothing is begun any more."""
+        return self._leaving is not None
+
     def announce(self) -> None:
         """Say in the heartbeat, at once, that messages are taken."""
+        self._loop.call_soon_threadsafe(self._heart.become, "ready")
 
-        async def say() -> None:
-            self._state = "ready"
-            await self._beat()
+    def submit(self, delivery: Delivery, done: Done) -> None:
+        """Hold a message's lease and run its job; `done(succeeded, seconds)` is called from the loop's thread at the end."""
+        self._leases.hold(delivery.tag, delivery.record)
+        self._in_hand.add(delivery.tag)
+        self._loop.call_soon_threadsafe(self._begin, delivery, done)
 
-        asyncio.run_coroutine_threadsafe(say(), self._loop)
+    def refuse(self, tag: str, record: bytes, why: str) -> None:
+        """Set aside a message that is none. `why` says so in a few words, without its content."""
+        self._leases.hold(tag, record)
+        self._leases.refuse(tag, why)
 
-    def submit(self, envelope: Any, tag: str, done: Callable[[bool, float], None]) -> None:
-        """Run the job of a message; `done(succeeded, seconds)` is called from the loop's thread at the end."""
-        self._loop.call_soon_threadsafe(self._begin, envelope, tag, done)
+    def revoke(self, request_ids: list[str]) -> None:
+        """Cancel requests, wherever they are. Returns at once."""
+        asyncio.run_coroutine_threadsafe(self._parts.cancels.revoke(request_ids), self._loop)
+
+    def drain(self, *, hurry: bool = False) -> None:
+        """Begin nothing from now on, and let go of what runs when the grace time is over, or at once.
+
+        Returns at once. May be called from a signal handler, and again.
+        """
+        self._loop.call_soon_threadsafe(self._drain, hurry)
 
     def stop(self) -> None:
-        """Wait up to 20 seconds for running requests, then end the engine. What is left stays leased."""
+        """Drain, then end the engine: takes up to the grace time and a few seconds."""
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        self._database.close()
-        if self._projects is not None:
-            self._projects.close()
+        self._parts.close()
 
     async def _start(self) -> None:
-        settings = self._settings
-        self._keys = QueueKeys(settings.gateway.key_prefix)
-        self._redis = Redis.from_url(
-            settings.gateway.request_queue_url,
-            socket_timeout=settings.gateway.redis_timeout_s,
-            socket_connect_timeout=3.0,
-            socket_keepalive=True,
-            health_check_interval=10,
-        )
-        self._leases = Leases(self._redis, self._keys)
-        self._database = Database(settings.database)
-        self._projects = make_projects(settings)
+        self._parts = parts = make_parts(self._settings, self._worker, self._lost, lambda: len(self._running))
+        self._heart, self._leases, self._scopes = parts.heart, parts.leases, parts.runner.scopes
         # Each request waits in a thread while governance looks at it again, and perhaps at its project elsewhere.
         self._loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="worker"))
-        self._streams = StreamWriter(self._redis, settings.gateway.key_prefix, settings.streaming)
-        self._background = [asyncio.create_task(self._forever(self._beat, INTERVAL_S))]
-        self._engine = create_engine(settings)
-        wrapper = KeyWrapper(settings.secrets.keys("master_key"))
-        checkpoint = resolve_checkpoint(settings.engine.model_source, settings.engine.revision)
+        self._background = [asyncio.create_task(through_outages(parts.heart.beat_for_ever))]
         started = time.monotonic()
-        await self._engine.start()
+        await parts.engine.start()
         # What there is by now stays. Looking through all of it for garbage, again and again, would cost a third of the time
         # of a busy loop.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
-        logger.info("engine ready after %.1f s: %s", time.monotonic() - started, self._engine.limits)
-        self._runner = Runner(
-            engine=self._engine,
-            database=self._database,
-            codec=MessageCodec(Signer(settings.secrets.keys("signing_key")), wrapper),
-            static_parts=StaticParts(self._database, wrapper, ModelTokenizer(checkpoint).fingerprint),
-            streams=self._streams,
-            leases=self._leases,
-            worker=self._worker,
-            model=settings.engine.model_name,
-            max_attempts=settings.scheduling.max_attempts,
-            salt=settings.secrets.keys("organization_salt")[0],
-            recheck=Recheck(self._database, default_policy(settings.governance), self._projects).refusal,
-            patience_s=settings.metaqore.patience_s,
-        )
-        renewal_s = settings.scheduling.lease_s / _LEASES_PER_RENEWAL
+        logger.info("engine ready after %.1f s: %s", time.monotonic() - started, parts.engine.limits)
+        parts.leases.start()
         self._background += [
-            asyncio.create_task(self._streams.send_forever()),
-            asyncio.create_task(self._forever(self._hear_cancels, _CANCEL_RETRY_S)),
-            asyncio.create_task(self._look_for_cancels()),
-            asyncio.create_task(self._forever(lambda: self._leases.renew(tuple(self._running)), renewal_s)),
+            asyncio.create_task(parts.streams.send_forever()),
+            asyncio.create_task(through_outages(parts.cancels.hear)),
+            asyncio.create_task(parts.cancels.look()),
             asyncio.create_task(self._watch_engine()),
         ]
         for task in self._background:
             task.add_done_callback(self._background_ended)
 
-    def _begin(self, envelope: Any, tag: str, done: Callable[[bool, float], None]) -> None:
+    def _begin(self, delivery: Delivery, done: Done) -> None:
         started = time.monotonic()
-        task = self._loop.create_task(self._run(envelope, tag))
-        self._running[tag] = task
+        if self._leaving is not None:
+            self._leases.give_back(delivery.tag)
+            self._in_hand.discard(delivery.tag)
+            done(False, 0.0)
+            return
+        task = self._loop.create_task(self._run(delivery))
+        self._running.add(task)
 
         def ended(finished: asyncio.Task[bool]) -> None:
-            if self._running.get(tag) is task:
-                del self._running[tag]
-            succeeded = not finished.cancelled() and finished.exception() is None and finished.result()
-            done(succeeded, time.monotonic() - started)
+            self._running.discard(finished)
+            self._in_hand.discard(delivery.tag)
+            done(not finished.cancelled() and finished.result(), time.monotonic() - started)
 
         task.add_done_callback(ended)
 
-    async def _run(self, envelope: Any, tag: str) -> bool:
+    async def _run(self, delivery: Delivery) -> bool:
         try:
-            return await self._runner.run(envelope, tag)
-        except EngineDead:
-            self._die()
-            return False
+            return await self._parts.runner.run(delivery.envelope, delivery.tag, delivery.came_back)
+        except EngineDead as error:
+            self._die(error.detail)
+        except Exception as error:
+            # Nobody runs it any more, so its lease must end, and another worker tries.
+            logger.error("message %s: unexpected %s", delivery.tag, type(error).__name__)
+            self._leases.release(delivery.tag)
+        return False
+
+    def _lost(self, tag: str) -> None:
+        """Hear from the leases' thread that a message is another's."""
+        self._loop.call_soon_threadsafe(self._scopes.lose, tag)
+
+    def _drain(self, hurry: bool) -> None:
+        if hurry:
+            self._hurry.set()
+        if self._leaving is None:
+            self._heart.become("draining")
+            self._leaving = self._loop.create_task(self._let_go())
+
+    async def _let_go(self) -> None:
+        """Wait for what runs, then give back what is left."""
+        grace_s = self._settings.scheduling.drain_s
+        self._scopes.stop_all("worker_draining", but_begun=True)
+        logger.info("draining: up to %.0f s for %d running requests", grace_s, len(self._running))
+        hurry = self._loop.create_task(self._hurry.wait())
+        until = self._loop.time() + grace_s
+        while self._running and not hurry.done() and (left_s := until - self._loop.time()) > 0:
+            await asyncio.wait((*self._running, hurry), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        self._scopes.stop_all("worker_draining")
+        await self._wait_for_returns()
+        self._loop.call_later(END_S, self._on_overdue)
+
+    def _die(self, why: str) -> None:
+        if self._heart.state != "dead":
+            logger.critical("the engine is of no use any more: %s", why)
+            self._heart.become("dead")
+            if self._leaving is not None:
+                self._leaving.cancel()
+            self._leaving = self._loop.create_task(self._perish())
+
+    async def _perish(self) -> None:
+        self._scopes.stop_all("engine_dead")
+        await self._wait_for_returns()
+        self._on_dead()
+        self._loop.call_later(DEAD_END_S, self._on_overdue)
+
+    async def _wait_for_returns(self) -> None:
+        """Wait, not for long, until what was stopped is given back."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=HAND_BACK_S)
 
     async def _stop(self) -> None:
-        self._state = "draining"
-        if self._running:
-            logger.info("waiting up to %.0f s for %d running requests", DRAIN_S, len(self._running))
-            await asyncio.wait(self._running.values(), timeout=DRAIN_S)
-        await _cancel([*self._running.values(), *self._background])
-        await self._engine.stop()
-        try:
-            await self._redis.delete(self._keys.heartbeat(self._worker))
-        except redis.RedisError:
-            logger.warning("the heartbeat could not be removed; it ends by itself")
-        await self._redis.aclose()
-
-    async def _hear_cancels(self) -> None:
-        """Stop what gateways say was cancelled, as long as the connection holds."""
-        async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
-            await channel.subscribe(self._keys.cancels)
-            while True:
-                message = await channel.get_message(timeout=INTERVAL_S)
-                if message is not None:
-                    self._runner.stop(message["data"].decode("ascii", "replace"))
-
-    async def _look_for_cancels(self) -> None:
-        """Ask the database too, now and then: a word on the channel may have been lost."""
-        while True:
-            await asyncio.sleep(INTERVAL_S)
-            if running := list(self._runner.scopes):
-                for request_id in await asyncio.to_thread(self._cancelled, running):
-                    self._runner.stop(request_id)
-
-    def _cancelled(self, running: list[str]) -> list[str]:
-        try:
-            return self._database.read(lambda connection: lifecycle.to_stop(connection, running))
-        except DatabaseUnavailable:
-            return []
+        self._drain(hurry=False)
+        # It may be replaced meanwhile, by the engine's death.
+        while self._leaving is not None and not self._leaving.done():
+            await asyncio.wait((self._leaving,))
+        await cancel([*self._running, *self._background])
+        # Only now: until Celery's consumer was stopped, messages could come, to be given back.
+        await asyncio.to_thread(self._leases.close, HAND_BACK_S)
+        await self._parts.engine.stop()
+        await self._heart.stop()
+        await self._parts.redis.aclose()
 
     async def _watch_engine(self) -> None:
-        while True:
-            await asyncio.sleep(INTERVAL_S)
-            try:
-                await self._engine.check_health()
-            except EngineDead:
-                self._die()
-                return
+        try:
+            engine = self._parts.engine
+            await Watchdog(engine, self._settings.engine.stall_s or engine.stall_s).watch()
+        except EngineDead as error:
+            self._die(error.detail)
 
     def _background_ended(self, task: asyncio.Task[None]) -> None:
         # Without one of them requests would run and never end, so the worker had better be replaced.
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.critical("a background task of the worker failed with %s", type(error).__name__)
-            self._die()
-
-    def _die(self) -> None:
-        if self._state != "dead":
-            self._state = "dead"
-            self._on_dead()
-
-    async def _beat(self) -> None:
-        report = {"worker": self._worker, "state": self._state, "model": self._settings.engine.model_name}
-        report["running"] = str(len(self._running))
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.set(self._keys.heartbeat(self._worker), json.dumps(report), ex=TTL_S)
-            pipe.sadd(self._keys.workers, self._worker)
-            await pipe.execute()
-
-    async def _forever(self, work: Callable[[], Awaitable[None]], every_s: float) -> None:
-        """Do `work` every `every_s` seconds, through times when Redis is away."""
-        while True:
-            try:
-                await work()
-            except redis.RedisError as error:
-                logger.warning("redis did not take it: %s", type(error).__name__)
-            await asyncio.sleep(every_s)
-
-
-async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
-    """Cancel tasks until they end: a client library may turn a cancellation into an error of its own."""
-    while pending := [task for task in tasks if not task.done()]:
-        for task in pending:
-            task.cancel()
-        await asyncio.wait(pending, timeout=0.5)
+            self._die(f"a background task of the worker failed with {type(error).__name__}")

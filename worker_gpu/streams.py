@@ -5,9 +5,10 @@ With many streams the milliseconds become more, up to the fifth of a second that
 time: a crowd goes out in several small pipelines, one after another, so that whoever relays and reads the first works
 while the next is made, and no token waits for the frames of all others.
 
-The worker never waits for a client, and while it runs it never waits for Redis either: frames that cannot be sent are
-kept and sent when Redis is back. Only the end of a request waits for its frames to be sent, before its lease is
-dropped.
+The worker never waits for a client, whom it does not know, and while it runs it never waits for Redis either. What cannot
+be sent is sent when Redis is back, however long that takes, and costs no memory of its own: frames are made, for each try
+anew, of the text that is kept for the record in any case and that the request's limit of tokens bounds. Only the end of a
+request waits for its frames to be sent, before its lease is dropped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import redis
 from redis.asyncio import Redis
@@ -32,6 +33,10 @@ _RETRY_S = 0.5
 CROWD = 1000
 #: In how many parts the streams of a crowd are sent, one after another.
 PIPELINES = 4
+#: Of one stream, so many frames at most go out together: after an outage there may be thousands.
+FRAMES_AT_ONCE = 200
+#: So many deltas at most wait to be joined, which is more than come in the time of a try.
+JOINED_AT_MOST = 500
 #: What Redis answers to an id that does not grow: the frame is there already, or another attempt has taken over.
 _NOT_NEWER = "equal or smaller"
 
@@ -39,19 +44,21 @@ _NOT_NEWER = "equal or smaller"
 class RequestStream:
     """The stream of one attempt.
 
-    `unsent` are the frames that Redis has not confirmed yet; `due_at` is when text of it is sent next, in seconds of the
-    loop's clock.
+    With `opens`, its first frame is still to be sent. `due_at` is when text of it is sent next, in seconds of the loop's
+    clock; `sent` is set while Redis has everything.
     """
 
-    def __init__(self, writer: StreamWriter, request_id: str, data_key: bytes, attempt: int) -> None:
+    def __init__(self, writer: StreamWriter, request_id: str, data_key: bytes, attempt: int, *, opens: bool) -> None:
         self.request_id = request_id
         self.data_key = data_key
         self.attempt = attempt
-        self.unsent: list[Frame] = []
         self.due_at = 0.0
         self.sent = asyncio.Event()
         # Plain text is kept as such: a million small objects would make each search for garbage a long pause.
         self._carried: list[Piece | str] = []
+        self._confirmed = 0
+        self._opens = opens
+        self._last: Frame | None = None
         self._waiting: dict[int, list[Delta]] = {}
         self._writer = writer
 
@@ -68,20 +75,51 @@ class RequestStream:
     def write(self, delta: Delta) -> None:
         """Send what a delta says, soon."""
         if delta.text or delta.tool_calls or delta.logprobs:
-            self._waiting.setdefault(delta.choice, []).append(delta)
+            waiting = self._waiting.setdefault(delta.choice, [])
+            waiting.append(delta)
+            if len(waiting) >= JOINED_AT_MOST:
+                self.cut()
             self._writer.wake(self)
 
     def cut(self) -> None:
         """Make a frame of what waits, one a choice, so that what was written so far has its place in the stream."""
         for waiting in self._waiting.values():
-            part = joined(waiting)
-            self.unsent.append(stream.delta(self.next_cursor, part))
-            self._carried.append(part)
+            self._carried.append(joined(waiting))
         self._waiting.clear()
+
+    def carry(self, pieces: Iterable[Piece]) -> None:
+        """Make a frame of each of these, as of an answer that was cut before."""
+        self._carried += pieces
+
+    def unsent(self) -> list[Frame]:
+        """Return the next frames that Redis has not confirmed, and not too many of them."""
+        first = self._confirmed
+        parts = self._carried[first : first + FRAMES_AT_ONCE]
+        frames = [opening(self.attempt)] if self._opens else []
+        frames += [
+            stream.delta(Cursor(self.attempt, number), part) for number, part in enumerate(parts, start=first + 1)
+        ]
+        if self._last is not None and first + len(parts) == len(self._carried):
+            frames.append(self._last)
+        return frames
+
+    def confirm(self, frames: Sequence[Frame]) -> bool:
+        """Note that Redis has these frames; tell whether it has all that there is so far."""
+        for frame in frames:
+            if frame is self._last:
+                self._last = None
+            elif frame.cursor.sequence == 0:
+                self._opens = False
+            else:
+                self._confirmed = frame.cursor.sequence
+        if self._last is not None or self._confirmed < len(self._carried):
+            return False
+        self.sent.set()
+        return True
 
     async def end(self, frame: Frame) -> None:
         """Send the terminal frame; return when Redis has it."""
-        self.unsent.append(frame)
+        self._last = frame
         self.sent.clear()
         self.due_at = 0.0
         self._writer.wake(self)
@@ -140,21 +178,28 @@ class StreamWriter:
 
     def open(self, request_id: str, data_key: bytes, attempt: int) -> RequestStream:
         """Begin an attempt's stream, with its first frame."""
-        stream = self.reopen(request_id, data_key, attempt)
-        stream.unsent.append(opening(attempt))
+        stream = self._add(RequestStream(self, request_id, data_key, attempt, opens=True))
         self.wake(stream)
         return stream
 
     def reopen(self, request_id: str, data_key: bytes, attempt: int) -> RequestStream:
         """Return a stream that lacks only its last frame."""
-        stream = RequestStream(self, request_id, data_key, attempt)
-        self._open.add(stream)
-        return stream
+        return self._add(RequestStream(self, request_id, data_key, attempt, opens=False))
 
     def wake(self, stream: RequestStream) -> None:
         """Note that `stream` has something to send."""
         self._waiting.add(stream)
         self._awake.set()
+
+    def restore(self, request_id: str, data_key: bytes, attempt: int, pieces: Iterable[Piece]) -> RequestStream:
+        """Return a stream whose frames are sent again. Redis has some of them, and takes those that it lacks."""
+        stream = self.open(request_id, data_key, attempt)
+        stream.carry(pieces)
+        return stream
+
+    def _add(self, stream: RequestStream) -> RequestStream:
+        self._open.add(stream)
+        return stream
 
     async def send_forever(self) -> None:
         """Send what is due, then let text gather for a moment."""
@@ -183,24 +228,25 @@ class StreamWriter:
                 await asyncio.sleep(_RETRY_S)
 
     async def _send(self, streams: set[RequestStream]) -> None:
-        counts: list[tuple[RequestStream, int]] = []
+        sending: list[tuple[RequestStream, list[Frame]]] = []
         async with self._client.pipeline(transaction=False) as pipe:
             for stream in streams:
                 stream.cut()
                 key = stream_key(self._prefix, stream.request_id)
-                for frame in stream.unsent:
+                frames = stream.unsent()
+                for frame in frames:
                     sealed = frame.seal(stream.data_key, stream.request_id)
                     pipe.xadd(key, {FIELD: sealed}, id=str(frame.cursor))
                     if frame.terminal or frame.cursor.sequence == 0:
                         pipe.expire(key, self._retention_s)
-                counts.append((stream, len(stream.unsent)))
+                sending.append((stream, frames))
             answers = await pipe.execute(raise_on_error=False)
         for answer in answers:
             if isinstance(answer, redis.ResponseError) and _NOT_NEWER in str(answer):
                 continue
             if isinstance(answer, Exception):
                 raise answer
-        for stream, count in counts:
-            del stream.unsent[:count]
-            if not stream.unsent:
-                stream.sent.set()
+        for stream, frames in sending:
+            if not stream.confirm(frames):
+                # Text that came meanwhile will wake it; this is for what was too much for once, or ended meanwhile.
+                self._waiting.add(stream)

@@ -33,8 +33,8 @@ from tasks.schema import TERMINAL_KINDS, TERMINAL_STATES, api_keys, audit_events
 from tasks.settings import DatabaseGroup, settings
 from tests.conftest import new_key
 from tests.services import wait_until
-from tests.worker_gpu.test_runner import Message, endless, three_words, with_worker
-from tests.worker_gpu.test_runner import Worker as ScriptedWorker
+from tests.worker_gpu.scripted import Message, endless, three_words, with_worker
+from tests.worker_gpu.scripted import Worker as ScriptedWorker
 from tests.workers import Worker
 
 DEFAULT = PolicyVersion(0, "default_local_first", "record")
@@ -299,7 +299,7 @@ def test_the_engine_never_sees_it() -> None:
         assert (worker.row(refused).state, worker.terminal_event(refused).kind) == ("failed", "vetoed")
         last = worker.frames(refused)[-1]
         assert (last.event, last.data["code"], last.terminal) == ("failed", "policy_veto", True)
-        assert not worker.is_leased(refused)
+        worker.wait_until_let_go(refused)
         assert await worker.run(fine)
         worker.check_end(fine, "completed", None)
 

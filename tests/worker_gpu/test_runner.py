@@ -6,278 +6,33 @@ The runner works here with everything that it has in a worker but the engine, wh
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-import redis
-import sqlalchemy as sa
-from redis.asyncio import Redis as AsyncRedis
 
-import worker_gpu.runner
+import worker_gpu.records
 from tasks import lifecycle
-from tasks.audit.events import Subject
-from tasks.crypto import KeyWrapper, Signer, unseal
-from tasks.db import Database, now
-from tasks.errors import DatabaseUnavailable, EngineDead, EngineFailed
+from tasks.crypto import seal
+from tasks.db import now
+from tasks.errors import DatabaseUnavailable, EngineDead, EngineFailed, GatewayError, PromptTooLong, Unsupported
 from tasks.ids import new_request_id
-from tasks.job import Job, Prompt, Result, Sampling
-from tasks.queueing.keys import QueueKeys
-from tasks.queueing.leases import Leases
-from tasks.queueing.message import MessageCodec, delivery_tag
-from tasks.schema import TERMINAL_KINDS, audit_events, requests
-from tasks.settings import StreamingGroup, settings
-from tasks.stream import FIELD, Cursor, Frame, replay, stream_key
-from worker_gpu.engines.base import Delta, EngineLimits, GenerationRequest
-from worker_gpu.profiles import StaticParts
-from worker_gpu.runner import Runner
-from worker_gpu.streams import StreamWriter
-
-ORGANIZATION = "default"
-#: For this long a test waits for what must come.
-PATIENCE_S = 20.0
-Script = Callable[[GenerationRequest], AsyncGenerator[Delta, None]]
-
-
-def word(number: int, *, last: bool = False, choice: int = 0) -> Delta:
-    """Return an engine's delta: the so-many-th token of its answer."""
-    return Delta(
-        text=f"{number} ",
-        output_tokens=number,
-        cached_tokens=4,
-        prefill_s=0.25,
-        finish_reason="stop" if last else None,
-        choice=choice,
-    )
-
-
-async def three_words(_request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-    """Say what there is to say."""
-    for number in (1, 2, 3):
-        yield word(number, last=number == 3)
-
-
-async def endless(_request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-    """Say two words, and never come to an end."""
-    for number in (1, 2):
-        yield word(number)
-    await asyncio.Event().wait()
-
-
-class ScriptedEngine:
-    """Says what its script says. `running` has the requests that it holds a slot for; closing one may take a while."""
-
-    limits = EngineLimits(max_model_len=4096, max_num_seqs=8, block_size=16)
-
-    def __init__(self) -> None:
-        self.script: Script = three_words
-        self.running: set[str] = set()
-        self.asked: list[GenerationRequest] = []
-        self.closing_s = 0.0
-
-    async def start(self) -> None:
-        """Be ready as it is."""
-
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
-        self.asked.append(request)
-        self.running.add(request.request_id)
-        try:
-            async with aclosing(self.script(request)) as deltas:
-                async for delta in deltas:
-                    yield delta
-        finally:
-            try:
-                await asyncio.sleep(self.closing_s)
-            finally:
-                self.running.discard(request.request_id)
-
-    async def check_health(self) -> None:
-        """Be well."""
-
-    async def stop(self) -> None:
-        """Have nothing to end."""
-
-
-@dataclass
-class Message:
-    """An admitted request and the message that a worker gets of it."""
-
-    job: Job
-    subject: Subject
-    envelope: Any
-    tag: str
-
-
-@dataclass
-class Worker:
-    """A runner with what it needs, and what a test wants to know of it."""
-
-    runner: Runner
-    engine: ScriptedEngine
-    database: Database
-    codec: MessageCodec
-    keys: KeyWrapper
-    client: redis.Redis
-    redis_keys: QueueKeys
-    tasks: list[asyncio.Task[bool]] = field(default_factory=list)
-
-    def message(self, *, n: int = 1, decision: Mapping[str, Any] | None = None, **columns: Any) -> Message:
-        """Admit a request, and lease its message to this worker."""
-        subject = Subject(new_request_id(), ORGANIZATION, "key_1", "incident-responder")
-        data_key, wrapped = self.keys.new_key(subject.request_id)
-        facts = {"api": "tasks", "priority": "normal", "deadline": None, **columns}
-        admission = lifecycle.Admission(subject, decision or {}, "ab" * 32, wrapped, b"payload", facts)
-        self.database.write(lambda on: lifecycle.admit(on, admission))
-        job = Job(
-            request_id=subject.request_id,
-            epoch=lifecycle.FIRST_EPOCH,
-            organization=ORGANIZATION,
-            prompt=Prompt("ab" * 32, (7, 8), 5),
-            sampling=Sampling(seed=1, n=n),
-            published_at=time.time() - 0.5,
-            data_key=data_key,
-        )
-        [[envelope], *_] = json.loads(json.loads(self.codec.encode(job, wrapped))["body"])
-        tag = delivery_tag(job)
-        self.client.hset(self.redis_keys.leased, tag, "message")
-        self.client.zadd(self.redis_keys.leases, {tag: time.time()})
-        return Message(job, subject, envelope, tag)
-
-    def run(self, message: Message) -> asyncio.Task[bool]:
-        """Begin to run a message."""
-        self.tasks.append(asyncio.create_task(self.runner.run(message.envelope, message.tag)))
-        return self.tasks[-1]
-
-    async def running(self, message: Message, attempt: int = 1, words: int = 2) -> asyncio.Task[bool]:
-        """Begin to run a message; return once so many words of it are in Redis."""
-        task = self.run(message)
-        said = "".join(f"{number} " for number in range(1, words + 1))
-        await until(lambda: self.text(message, attempt) == said)
-        return task
-
-    def cancel(self, message: Message) -> None:
-        """Cancel a request as the gateway does, and have the worker hear of it."""
-        self.database.write(lambda on: lifecycle.cancel(on, message.job.request_id, ORGANIZATION))
-        self.runner.stop(message.job.request_id)
-
-    def row(self, message: Message) -> sa.Row[Any]:
-        """Return the request's row."""
-        query = sa.select(requests).where(requests.c.request_id == message.job.request_id)
-        return self.database.read(lambda on: on.execute(query).one())
-
-    def terminal_event(self, message: Message) -> sa.Row[Any]:
-        """Return the request's only terminal event."""
-        query = sa.select(audit_events).where(
-            audit_events.c.request_id == message.job.request_id, audit_events.c.kind.in_(TERMINAL_KINDS)
-        )
-        return self.database.read(lambda on: on.execute(query).one())
-
-    def result(self, message: Message) -> Result:
-        """Return what is stored of the answer."""
-        context = f"result:{message.job.request_id}"
-        return Result.model_validate_json(unseal(message.job.data_key, self.row(message).result, context))
-
-    def frames(self, message: Message) -> list[Frame]:
-        """Return the frames that Redis has."""
-        key = stream_key(self.redis_keys.prefix, message.job.request_id)
-        entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", self.client.xrange(key))
-        return [
-            Frame.unseal(message.job.data_key, message.job.request_id, Cursor.parse(entry_id.decode()), fields[FIELD])
-            for entry_id, fields in entries
-        ]
-
-    def text(self, message: Message, attempt: int = 1) -> str:
-        """Return the text that an attempt's watchers see."""
-        shown = [frame for frame in self.frames(message) if frame.cursor.attempt == attempt]
-        return "".join(frame.data.get("text", "") for frame in shown)
-
-    def is_leased(self, message: Message) -> bool:
-        """Tell whether the message is still held."""
-        return self.client.zscore(self.redis_keys.leases, message.tag) is not None
-
-    def check_end(self, message: Message, state: str, code: str | None) -> None:
-        """Check that the request ended like this, once, and that what is stored is what its watchers saw."""
-        row, event = self.row(message), self.terminal_event(message)
-        assert (row.state, row.error_code) == (state, code)
-        assert (event.kind, event.code, event.attempt) == (state, code, row.attempt)
-        last = [frame for frame in self.frames(message) if frame.cursor.attempt == row.attempt]
-        if row.result is not None:
-            assert last == list(replay(row.attempt, self.result(message), state, code))
-        assert (last[-1].event, last[-1].terminal) == (state, True)
-        assert not self.is_leased(message)
-        assert self.engine.running == set()
-        assert self.runner.scopes == {}
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Return once `condition` holds."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-class Shelf:
-    """Has every profile's static part at hand, or only after a while."""
-
-    def __init__(self) -> None:
-        self.available = asyncio.Event()
-        self.available.set()
-
-    async def token_ids(self, _static_profile_hash: str) -> list[int]:
-        await self.available.wait()
-        return [1, 2, 3]
-
-
-@asynccontextmanager
-async def working() -> AsyncIterator[Worker]:
-    """Run a worker on the configured services."""
-    configured = settings()
-    keys, engine = KeyWrapper(configured.secrets.keys("master_key")), ScriptedEngine()
-    codec = MessageCodec(Signer(configured.secrets.keys("signing_key")), keys)
-    redis_keys = QueueKeys(configured.gateway.key_prefix)
-    url = configured.gateway.request_queue_url
-    database = Database(configured.database)
-    async with AsyncRedis.from_url(url) as client:
-        streams = StreamWriter(client, redis_keys.prefix, StreamingGroup(join_ms=1))
-        runner = Runner(
-            engine=engine,
-            database=database,
-            codec=codec,
-            static_parts=cast("StaticParts", Shelf()),
-            streams=streams,
-            leases=Leases(client, redis_keys),
-            worker="gpu@test",
-            model="tiny",
-            max_attempts=3,
-            salt=b"salt" * 8,
-            recheck=lambda _request_id: None,
-        )
-        sending = asyncio.create_task(streams.send_forever())
-        with redis.Redis.from_url(url) as looking:
-            worker = Worker(runner, engine, database, codec, keys, looking, redis_keys)
-            try:
-                yield worker
-            finally:
-                for task in (*worker.tasks, sending):
-                    task.cancel()
-                await asyncio.gather(*worker.tasks, sending, return_exceptions=True)
-                await asyncio.to_thread(database.close)
-
-
-def with_worker(work: Callable[[Worker], Coroutine[Any, Any, None]]) -> None:
-    """Have a test work with a worker, on a loop of its own."""
-
-    async def run() -> None:
-        async with asyncio.timeout(2 * PATIENCE_S), working() as worker:
-            await work(worker)
-
-    asyncio.run(run())
+from tasks.job import Result
+from tests.worker_gpu.scripted import (
+    ORGANIZATION,
+    Message,
+    Shelf,
+    Worker,
+    endless,
+    three_words,
+    until,
+    with_worker,
+    word,
+)
+from worker_gpu.engines.base import Delta, GenerationRequest
 
 
 @pytest.fixture(params=["sqlite"])
@@ -338,7 +93,8 @@ def test_an_engine_that_does_not_say_how_each_choice_ended(ended: int) -> None:
         worker.engine.script = script
         message = worker.message(n=2)
         assert not await worker.run(message)
-        worker.check_end(message, "failed", "internal_error")
+        assert worker.row(message).state == "queued"
+        assert worker.kinds(message)[-1] == ("requeued", "engine_failed")
 
     with_worker(work)
 
@@ -452,7 +208,7 @@ def test_stopped_for_two_reasons(first: str) -> None:
         scope = worker.runner.scopes[message.job.request_id]
         if first == "cancelled":
             worker.cancel(message)
-        await until(scope.limit.expired)
+        await until(lambda: scope.is_ending)
         assert worker.engine.running
         for _ in range(3):
             worker.cancel(message)
@@ -470,7 +226,7 @@ def test_stopping_what_does_not_run_here() -> None:
         done = worker.message()
         assert await worker.run(done)
         for request_id in (done.job.request_id, new_request_id(), "", "nonsense"):
-            worker.runner.stop(request_id)
+            worker.runner.scopes.stop(request_id, "cancelled")
         other = worker.message()
         assert await worker.run(other)
         for message in (done, other):
@@ -479,9 +235,9 @@ def test_stopping_what_does_not_run_here() -> None:
     with_worker(work)
 
 
-@pytest.mark.parametrize("error", [TimeoutError(), EngineFailed(), ValueError("xyzzy")])
-def test_an_engine_that_fails(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """The request failed, whatever the engine says about it: its own time limit is not the request's deadline."""
+@pytest.mark.parametrize("error", [PromptTooLong(), Unsupported("xyzzy")])
+def test_what_no_engine_can_answer(error: GatewayError, caplog: pytest.LogCaptureFixture) -> None:
+    """It would fail again, so it ends at the first attempt."""
 
     async def script(_request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         yield word(1)
@@ -492,14 +248,14 @@ def test_an_engine_that_fails(error: Exception, caplog: pytest.LogCaptureFixture
         for deadline in (None, now() + timedelta(hours=1)):
             message = worker.message(deadline=deadline)
             assert not await worker.run(message)
-            worker.check_end(message, "failed", getattr(error, "code", "internal_error"))
+            worker.check_end(message, "failed", error.code)
 
     with_worker(work)
     assert "xyzzy" not in caplog.text
 
 
 def test_an_engine_that_fails_when_it_is_stopped() -> None:
-    """Then it failed; there is one end, and the worker goes on."""
+    """Then it failed, and nobody wants another attempt; there is one end, and the worker goes on."""
 
     async def script(_request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         yield word(1)
@@ -514,7 +270,7 @@ def test_an_engine_that_fails_when_it_is_stopped() -> None:
         task = await worker.running(message, words=1)
         worker.cancel(message)
         assert not await task
-        worker.check_end(message, "failed", "engine_failed")
+        worker.check_end(message, "cancelled", "cancelled")
         worker.engine.script = three_words
         assert await worker.run(worker.message())
 
@@ -522,7 +278,7 @@ def test_an_engine_that_fails_when_it_is_stopped() -> None:
 
 
 def test_an_engine_that_is_dead() -> None:
-    """Nothing is recorded and nothing let go: another worker gets the message."""
+    """The attempt is given back before anything else: another worker gets the message."""
 
     async def script(_request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         yield word(1)
@@ -533,8 +289,10 @@ def test_an_engine_that_is_dead() -> None:
         message = worker.message()
         with pytest.raises(EngineDead):
             await worker.run(message)
-        assert (worker.row(message).state, worker.is_leased(message)) == ("running", True)
-        assert worker.runner.scopes == {}
+        worker.wait_until_let_go(message)
+        assert (worker.row(message).state, worker.is_queued(message)) == ("queued", True)
+        assert worker.kinds(message)[-1] == ("requeued", "engine_dead")
+        assert len(worker.runner.scopes) == 0
 
     with_worker(work)
 
@@ -557,7 +315,7 @@ def test_the_database_is_away_when_it_is_stopped(monkeypatch: pytest.MonkeyPatch
             raise DatabaseUnavailable
 
         monkeypatch.setattr(worker.database, "submit", away)
-        monkeypatch.setattr(worker_gpu.runner, "_DATABASE_RETRY_S", 0.05)
+        monkeypatch.setattr(worker_gpu.records, "RETRY_S", 0.05)
         await until(lambda: refused > 1)
         assert worker.engine.running == set()
         assert not worker.frames(message)[-1].terminal
@@ -594,10 +352,10 @@ def test_a_worker_that_gets_its_own_message_again(closing_s: float) -> None:
     with_worker(work)
 
 
-@pytest.mark.parametrize("state", ["cancelled", "expired"])
+@pytest.mark.parametrize("state", ["completed", "cancelled", "expired"])
 def test_a_worker_that_died_before_it_told(state: Any) -> None:
-    """What it recorded is the whole of what was said, and Redis has a part: the last frame must not come after that
-    part, as if there were no more. Watchers read the rest in the database.
+    """What it recorded is the whole of what was said, and Redis has a part: the next worker sends what is missing, text and
+    last frame, and nothing twice.
     """
 
     async def work(worker: Worker) -> None:
@@ -608,19 +366,40 @@ def test_a_worker_that_died_before_it_told(state: Any) -> None:
         await asyncio.gather(dying, return_exceptions=True)
         shown = worker.frames(message)
         attempt = lifecycle.Attempt(message.subject, lifecycle.FIRST_EPOCH, 1, "gpu@test")
+        said = [{"text": frame.data["text"]} for frame in shown if frame.event == "delta"]
         stored = Result.model_validate(
             {
-                "pieces": [{"text": "1 2 "}, {"text": "3 "}],
-                "finish_reasons": [],
+                "pieces": [*said, {"text": "3 "}, {"text": "4 "}],
+                "finish_reasons": ["stop"] if state == "completed" else [],
                 "model": "tiny",
-                "usage": {"prompt_tokens": 5, "cached_tokens": 4, "output_tokens": 3},
+                "usage": {"prompt_tokens": 5, "cached_tokens": 4, "output_tokens": 4},
                 "timings": {"queued_ms": 1.0, "total_ms": 2.0},
             }
         )
-        worker.database.write(lambda on: lifecycle.answer(on, attempt, stored, b"sealed", state))
+        sealed = seal(message.job.data_key, stored.model_dump_json().encode(), f"result:{message.job.request_id}")
+        worker.database.write(lambda on: lifecycle.answer(on, attempt, stored, sealed, state))
         assert not await worker.run(message)
-        assert worker.frames(message) == shown
-        assert not worker.is_leased(message)
+        assert worker.frames(message)[: len(shown)] == shown
+        assert worker.text(message) == "1 2 3 4 "
+        worker.check_end(message, state, None if state == "completed" else state)
+
+    with_worker(work)
+
+
+def test_an_answer_that_cannot_be_read_any_more() -> None:
+    """Its request has ended all the same, and its message is let go."""
+
+    async def work(worker: Worker) -> None:
+        worker.engine.script = endless
+        message = worker.message()
+        dying = await worker.running(message)
+        dying.cancel()
+        await asyncio.gather(dying, return_exceptions=True)
+        attempt = lifecycle.Attempt(message.subject, lifecycle.FIRST_EPOCH, 1, "gpu@test")
+        worker.database.write(lambda on: lifecycle.finish(on, attempt, "completed", result=b"scrambled"))
+        assert not await worker.run(message)
+        worker.wait_until_let_go(message)
+        assert not worker.is_queued(message)
 
     with_worker(work)
 
@@ -676,7 +455,7 @@ def test_cancelling_at_any_moment() -> None:
         await asyncio.to_thread(
             worker.database.write, lambda on: lifecycle.cancel(on, message.job.request_id, ORGANIZATION)
         )
-        worker.runner.stop(message.job.request_id)
+        worker.runner.scopes.stop(message.job.request_id, "cancelled")
 
     async def work(worker: Worker) -> None:
         worker.engine.script = script

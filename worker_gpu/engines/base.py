@@ -12,6 +12,9 @@ from typing import Protocol
 
 from tasks.job import FinishReason, Sampling, TokenLogprob, ToolCallDelta, ToolUse
 
+#: No step of a model on an accelerator takes so many seconds.
+STALL_S = 8.0
+
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
@@ -63,6 +66,21 @@ class Engine(Protocol):
     @property
     def limits(self) -> EngineLimits:
         """Return the engine's limits; valid once started."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Return how many steps the engine has computed. While it is busy, a number that stays means that it hangs."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether the engine itself has requests."""
+        ...
+
+    @property
+    def stall_s(self) -> float:
+        """Return how many seconds without a step mean that, where the operator does not say."""
         ...
 
     async def start(self) -> None:

@@ -17,10 +17,11 @@ import math
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
-from tasks.errors import EngineDead
-from worker_gpu.engines.base import Delta, GenerationRequest
+from tasks.errors import EngineDead, EngineFailed
+from worker_gpu.engines.base import STALL_S, Delta, GenerationRequest
 from worker_gpu.engines.kv_events import Subscriber
 from worker_gpu.engines.simulated_batch import ContinuousBatch
+from worker_gpu.engines.simulated_faults import Broken, Faults
 from worker_gpu.engines.simulated_options import SimulationOptions
 from worker_gpu.engines.simulated_sequence import Sequence, Token
 
@@ -28,14 +29,16 @@ logger = logging.getLogger(__name__)
 
 #: A loop that was kept busy for longer than this makes the engine late for good, instead of hurrying afterwards.
 MAX_LAG_S = 0.1
+#: An engine that was made slow hangs only after the time of so many of its steps.
+SLOWEST_STEPS = 4
 
 
 @dataclass(slots=True, eq=False)
 class _Reader:
-    """Who reads a request's deltas; None in `deltas` means that no more will come. The rest is known from the first."""
+    """Who reads a request's deltas; an error among them means that no more will come. The rest is known from the first."""
 
     sequences: list[Sequence]
-    deltas: asyncio.Queue[Delta | None] = field(default_factory=asyncio.Queue)
+    deltas: asyncio.Queue[Delta | EngineFailed] = field(default_factory=asyncio.Queue)
     output_tokens: int = 0
     cached_tokens: int = 0
     prefill_s: float | None = None
@@ -49,6 +52,9 @@ class SimulatedEngine:
         self.model = model
         self._batch = ContinuousBatch(options)
         self.limits = self._batch.limits
+        self.steps = 0
+        self.stall_s = max(STALL_S, SLOWEST_STEPS * options.slowest_step_s)
+        self._faults = Faults(options.faults)
         self._readers: dict[str, _Reader] = {}
         self._arrived = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
@@ -56,6 +62,11 @@ class SimulatedEngine:
     def subscribe(self, subscriber: Subscriber) -> None:
         """Pass every KV event from now on to `subscriber`, on the engine's loop."""
         self._batch.events.subscribe(subscriber)
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether somebody waits for an answer."""
+        return bool(self._readers)
 
     async def start(self) -> None:
         """Begin to run steps."""
@@ -67,17 +78,19 @@ class SimulatedEngine:
         if request.request_id in self._readers:
             raise ValueError(f"request {request.request_id} is running")
         reader = self._readers[request.request_id] = _Reader(self._batch.add(request))
+        self._faults.arrive(request)
         self._arrived.set()
         unfinished = request.sampling.n
         try:
             while unfinished:
-                if (delta := await reader.deltas.get()) is None:
-                    raise EngineDead()
+                if isinstance(delta := await reader.deltas.get(), EngineFailed):
+                    raise delta
                 unfinished -= delta.finish_reason is not None
                 yield delta
         finally:
             del self._readers[request.request_id]
             self._batch.abort(request.request_id)
+            self._faults.leave(request.request_id)
 
     async def check_health(self) -> None:
         """Raise EngineDead if no steps are run."""
@@ -102,15 +115,21 @@ class SimulatedEngine:
                 step = self._batch.step(now)
                 now += step.seconds
                 await asyncio.sleep(max(0.0, now - clock()))
+                self.steps += 1
                 for token in step.tokens:
+                    if self._strikes(token):
+                        # It hangs: it lives, and takes no other step.
+                        await asyncio.Event().wait()
                     self._hand_out(token)
+        except Broken:
+            raise
         except Exception:
             # Whatever it is, requests would wait for ever without steps; the worker must hear that the engine is dead.
             logger.exception("the simulated engine failed")
             raise
         finally:
             for reader in self._readers.values():
-                reader.deltas.put_nowait(None)
+                reader.deltas.put_nowait(EngineDead())
 
     async def _wait(self, due_at: float) -> None:
         """Wait until then, or until a request arrives."""
@@ -119,6 +138,14 @@ class SimulatedEngine:
         await self._arrived.wait()
         if alarm is not None:
             alarm.cancel()
+
+    def _strikes(self, token: Token) -> bool:
+        """Let a fault strike at a request's first token; tell whether the engine hangs from now on."""
+        request_id = token.sequence.request.request_id
+        what = None if token.position else self._faults.strike(request_id)
+        if what == "fail":
+            self._readers[request_id].deltas.put_nowait(EngineFailed("the simulation has it fail"))
+        return what == "hang"
 
     def _hand_out(self, token: Token) -> None:
         sequence, position = token

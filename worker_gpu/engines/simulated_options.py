@@ -19,6 +19,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from worker_gpu.engines.simulated_faults import Fault
+
 #: Reading 8.03e9 weights of 2 bytes at 3.35 TB/s takes 4.8 ms, whatever the batch.
 STEP_S = 0.005
 #: Reading 100 MB of keys and values: 770 tokens of context at 128 KiB each.
@@ -70,6 +72,7 @@ class SimulationOptions(BaseModel):
     answer_tokens: Tokens | tuple[Tokens, Tokens] = Field(
         default=(24, 320), description="Answers' length: fixed, or evenly between two bounds."
     )
+    faults: tuple[Fault, ...] = Field(default=(), description="What goes wrong, and when; see Fault.")
 
     @field_validator("answer_tokens")
     @classmethod
@@ -99,3 +102,9 @@ class SimulationOptions(BaseModel):
         step_s = min(self.step_s, period_s / 4)
         prompt_limit = max(1, int((period_s / 2 - step_s) * rate))
         return StepTime(step_s * scale, 0.0, scale / rate, period_s * scale, prompt_limit)
+
+    @property
+    def slowest_step_s(self) -> float:
+        """Return how long it takes at most from one step to the next, in seconds."""
+        time = self.step_time
+        return max(time.period_s, time.seconds(self.max_num_seqs, self.max_batch_tokens))

@@ -27,7 +27,7 @@ import psutil
 
 from tasks.errors import ConfigurationError, EngineDead, EngineFailed, GatewayError, PromptTooLong, Unsupported
 from tasks.settings import Settings
-from worker_gpu.engines.base import Delta, EngineLimits, GenerationRequest
+from worker_gpu.engines.base import STALL_S, Delta, EngineLimits, GenerationRequest
 from worker_gpu.engines.orphans import bound_children, end, with_descendants
 from worker_gpu.engines.vllm_reading import AnswerForm, AnswerForms
 from worker_gpu.engines.vllm_sampling import sampling_params
@@ -37,6 +37,7 @@ from worker_gpu.engines.vllm_settings import (
     set_environment,
     structured_outputs_config,
 )
+from worker_gpu.engines.vllm_steps import CPU_STALL_S, StepCounter
 from worker_gpu.engines.vllm_tools import ToolParser
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,18 @@ class VllmEngine:
         self._processes: list[psutil.Process] = []
         self._running: set[str] = set()
         self._stopping = False
+        self._counter = StepCounter()
+        self.stall_s = STALL_S
+
+    @property
+    def steps(self) -> int:
+        """Return of how many steps vLLM has told."""
+        return self._counter.steps
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether EngineCore has requests; those whose grammar is tried out first are none yet."""
+        return self._counter.requests > 0
 
     @property
     def limits(self) -> EngineLimits:
@@ -90,6 +103,7 @@ class VllmEngine:
             raise ConfigurationError(f"vLLM is installed but cannot be imported: {error}") from error
         wanted = engine_arguments(self._settings, on_cpu := current_platform.is_cpu())
         if on_cpu:
+            self.stall_s = CPU_STALL_S
             set_cpu_environment(eager=bool(wanted.get("enforce_eager")))
         before = {process.pid for process in multiprocessing.active_children()}
         with bound_children():
@@ -107,6 +121,8 @@ class VllmEngine:
                     config,
                     enable_log_requests=arguments.enable_log_requests,
                     disable_log_stats=arguments.disable_log_stats,
+                    # With a logger of ours vLLM counts, whatever the option says, and tells of each step.
+                    stat_loggers=[self._make_step_counter],
                 )
             except Exception as error:
                 raise EngineDead(f"vLLM could not start: {error}") from error
@@ -119,6 +135,9 @@ class VllmEngine:
             max_num_seqs=config.scheduler_config.max_num_seqs,
             block_size=config.cache_config.block_size,
         )
+
+    def _make_step_counter(self, *_config: Any) -> StepCounter:
+        return self._counter
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta, None]:
         """Run one request; see Engine.generate. Raises PromptTooLong if no token could be added to the prompt."""
@@ -136,7 +155,7 @@ class VllmEngine:
                 raise EngineDead()
             params = sampling_params(request.sampling, form.constraint, skip_special=form.skip_special)
             outputs = self._llm.generate(prompt, params, request.request_id)
-            async with aclosing(outputs):
+            async with aclosing(outputs), self._counter.request():
                 async for output in outputs:
                     for completion in output.outputs:
                         self._check_reason(completion.finish_reason, form, output_tokens)

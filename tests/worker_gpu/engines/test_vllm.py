@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.worker_gpu.engines.vllm_host import PROMPT, Host, Said, collect, requ
 from worker_gpu.engines import create_engine, vllm
 from worker_gpu.engines.vllm import VllmEngine
 from worker_gpu.engines.vllm_sampling import Constraint, sampling_params
+from worker_gpu.watchdog import Watchdog
 
 pytestmark = pytest.mark.vllm
 
@@ -477,6 +479,54 @@ def test_closing_a_request_of_many_choices_frees_all_slots(host: Host) -> None:
         await holder.aclose()
         assert len(said(await asyncio.wait_for(waiting, 5))) == SLOTS
         assert not engine._llm.output_processor.has_unfinished_requests()
+
+    host.check(check)
+
+
+# --- Steps ----------------------------------------------------------------------------------------
+
+
+def test_steps_are_counted(host: Host) -> None:
+    """One a token, and none while there is nothing to do; on plain processors an engine is given time."""
+
+    async def check(engine: VllmEngine) -> None:
+        before = engine.steps
+        await collect(engine.generate(request(max_tokens=40)))
+        counted = engine.steps - before
+        assert 40 <= counted <= 60
+        assert not engine.busy
+        await asyncio.sleep(0.3)
+        assert engine.steps - before <= counted + 2
+        assert engine.stall_s >= 60
+
+    host.check(check)
+
+
+def test_a_hung_engine_is_found(host: Host) -> None:
+    """EngineCore is stopped in the middle of an answer: it lives, vLLM finds it healthy, and the watchdog does not. An engine
+    that goes on is not harmed by having been watched.
+    """
+    stall_s = 2.0
+
+    async def check(engine: VllmEngine) -> None:
+        core = engine._processes[0].pid
+        reader = engine.generate(request(max_tokens=300))
+        await anext(reader)
+        rest = asyncio.create_task(collect(reader))
+        os.kill(core, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            with pytest.raises(EngineDead, match="hangs"):
+                await asyncio.wait_for(Watchdog(engine, stall_s).watch(), 30)
+            print(f"found after {time.monotonic() - began:.1f} s")
+            assert time.monotonic() - began < stall_s + 8
+            await engine.check_health()
+        finally:
+            os.kill(core, signal.SIGCONT)
+        watching = asyncio.create_task(Watchdog(engine, 20).watch())
+        assert (await rest)[-1].finish_reason == "length"
+        assert not watching.done()
+        watching.cancel()
 
     host.check(check)
 
