@@ -31,7 +31,7 @@ from tests.gateway_app.audit.questions import period, questions
 from tests.services.postgres_server import PostgresServer
 
 #: Questions about what is rare. They are asked for the whole record.
-RARE = ("refusals", "vetoes-by-project", "policy-changes", "profile-changes", "errors-by-hour")
+RARE = ("refusals", "vetoes-by-project", "policy-changes", "profile-changes", "errors-by-hour", "dead")
 #: What the questions need beyond what the gateway itself does.
 OWN_INDICES = ("audit_events_by_key", "audit_events_exceptions")
 RUNS = 5

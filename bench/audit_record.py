@@ -27,8 +27,10 @@ SENSITIVITIES = ("public", "internal", "sensitive", "critical")
 DETECTED = ("email", "phone", "credit_card", "api_key", "iban")
 POLICY = "default_local_first"
 #: How requests end, of 1,000: refused by the policy, refused for their form, and the ends of those that were queued.
-ENDS = {"vetoed": 30, "refused": 10, "completed": 920, "failed": 15, "cancelled": 15, "expired": 10}
+ENDS = {"vetoed": 30, "refused": 10, "completed": 915, "failed": 15, "cancelled": 15, "expired": 10, "dead": 5}
 RETRIED = 0.01
+#: Of those that were begun again, how many had been given back; the others' workers were lost.
+GIVEN_BACK = 0.5
 CHANGES_PER_DAY = 4
 COLUMNS = [column.name for column in audit_events.columns if column.server_default is None]
 _INDEX = {name: index for index, name in enumerate(COLUMNS)}
@@ -153,11 +155,17 @@ def _events(
         payload_sha256=f"{chosen.getrandbits(256):064x}",
     )
     queued_ms = chosen.expovariate(1 / 200)
-    attempt = 0
+    attempt, worker = 0, ""
     for attempt in range(1, 3 if chosen.random() < RETRIED else 2):
         at += timedelta(milliseconds=queued_ms)
+        if attempt > 1 and chosen.random() < GIVEN_BACK:
+            yield _row(at, "requeued", attempt - 1, 1, **common, worker=worker, code="engine_failed")
         worker = chosen.choice(WORKERS)
         yield _row(at, "started", attempt, 1, **common, worker=worker)
+    if end == "dead":
+        why = json.dumps({"last_code": "engine_dead"})
+        yield _row(at, end, attempt, 1, **common, worker=worker, code="attempts_exhausted", details=why)
+        return
     if end == "failed":
         yield _row(at, end, attempt, 1, **common, worker=worker, code=chosen.choice(("engine_failed", "engine_dead")))
         return

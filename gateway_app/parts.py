@@ -26,9 +26,10 @@ from tasks.governance.policies import Policies, default_policy
 from tasks.job import TaskRequest
 from tasks.prompts.profile import read_profiles
 from tasks.prompts.tokenizer import ModelTokenizer, resolve_checkpoint
+from tasks.queueing.connecting import connect
 from tasks.queueing.keys import QueueKeys
 from tasks.queueing.message import MessageCodec
-from tasks.queueing.publisher import Publisher, connect
+from tasks.queueing.publisher import Limits, Publisher
 from tasks.settings import Settings
 
 
@@ -64,7 +65,7 @@ def make(settings: Settings) -> Parts:
     client = connect(gateway.request_queue_url, gateway.redis_timeout_s, gateway.redis_connections)
     closing.callback(client.close)
     codec = MessageCodec(Signer(settings.secrets.keys("signing_key")), wrapper)
-    publisher = Publisher(client, queue_keys, codec, settings.scheduling.max_waiting)
+    publisher = Publisher(client, queue_keys, Limits.of(settings.scheduling))
     tokenizer = ModelTokenizer(resolve_checkpoint(settings.engine.model_source, settings.engine.revision))
     profiles = Profiles(
         read_profiles(settings.governance.profiles_directory),
@@ -84,6 +85,7 @@ def make(settings: Settings) -> Parts:
         governance=GovernanceInterceptor(policies, settings.governance.providers, _scanning(), projects),
         profiles=profiles,
         publisher=publisher,
+        codec=codec,
         keys=wrapper,
         context_window=settings.engine.max_model_len or tokenizer.max_model_len,
         model_name=settings.engine.model_name,

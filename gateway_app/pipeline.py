@@ -1,23 +1,23 @@
 """A request's way in, from HTTP body to queue. Read this first.
 
-    authenticate → read → decide (governance) → assemble (token ids) → admit (one commit) → publish
+    authenticate → read → decide (governance) → assemble (token ids) → ask for room → admit (one commit) → publish
 
 Nothing is queued before its audit events are durable, and every authenticated request leaves events, refused ones
-too: a refusal is recorded, then answered. If the queue cannot take an admitted request, it is recorded as failed and
-answered with 503, so that no client is told "accepted" for work that nobody will do.
+too: a refusal is recorded, then answered. Room in the queue is asked for before the commit, so that a queue that is full
+or away refuses. From the commit on the request is accepted, whatever happens: if it cannot be published then, or this
+process dies, the housekeeper publishes it (`gateway_app.housekeeping`).
 """
 
 from __future__ import annotations
 
 import hmac
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection
-
+from gateway_app.admitting import commit
 from gateway_app.assembly import assemble
 from gateway_app.governance.api_keys import Caller
 from gateway_app.governance.interceptor import GovernanceInterceptor
@@ -26,16 +26,19 @@ from tasks import lifecycle
 from tasks.audit.events import Subject
 from tasks.crypto import KeyWrapper, seal
 from tasks.db import Database, now
-from tasks.errors import DatabaseUnavailable, DeadlinePassed, GatewayError, PolicyVeto, QueueFull, QueueUnavailable
-from tasks.idempotency import Idempotency, earlier_use, forget
+from tasks.errors import DatabaseUnavailable, DeadlinePassed, GatewayError, PolicyVeto, QueueUnavailable
+from tasks.idempotency import Idempotency, earlier_use
 from tasks.ids import new_request_id
 from tasks.job import Job, TaskRequest
+from tasks.queueing.message import MessageCodec
 from tasks.queueing.publisher import Publisher
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A request that is recorded and queued. `repeated` tells that it is an earlier one, by its idempotency key."""
+    """A request that is recorded, and is queued or will be. `repeated` tells that it is an earlier one, by its idempotency key."""
 
     request_id: str
     task: TaskRequest
@@ -53,6 +56,7 @@ class Pipeline:
     governance: GovernanceInterceptor
     profiles: Profiles
     publisher: Publisher
+    codec: MessageCodec
     keys: KeyWrapper
     context_window: int
     model_name: str
@@ -64,10 +68,12 @@ class Pipeline:
         read: Callable[[], TaskRequest],
         idempotency: Idempotency | None = None,
         request_id: str | None = None,
+        retry_of: str | None = None,
     ) -> Accepted:
         """Take one request in, which `read` returns. Raises GatewayError once the refusal is recorded, its id in it.
 
-        `request_id` is for callers that had to know the id beforehand.
+        `request_id` is for callers that had to know the id beforehand. `retry_of` is the id of the request that this one
+        repeats, for the record.
         """
         request_id = request_id or new_request_id()
         decided: Mapping[str, Any] = {}
@@ -76,20 +82,18 @@ class Pipeline:
             decision = self.governance.decide(caller.organization, task, task.agent or self.model_name)
             decided = decision.columns
             decision.enforce()
-            job, wrapped_key, holder = self._admit(caller, request_id, task, decided, idempotency)
+            if retry_of is not None:
+                decided = {**decided, "details": {**decided["details"], "retry_of": retry_of}}
+            prompt_tokens, holder = self._admit(caller, request_id, task, decided, idempotency)
         except DatabaseUnavailable as error:
-            # Nothing can be recorded, so nothing is taken; the caller is told to come back.
+            # A refusal cannot be recorded either; the caller is told to come back.
             error.request_id = request_id
             raise
         except GatewayError as refusal:
             self.refuse(caller, refusal, request_id, decided)
             raise
         repeated = holder != request_id
-        if not repeated:
-            self._publish(caller, job, wrapped_key)
-        return Accepted(
-            holder, task, decided["sensitivity"], decided["provider"], job.prompt.token_count, repeated=repeated
-        )
+        return Accepted(holder, task, decided["sensitivity"], decided["provider"], prompt_tokens, repeated=repeated)
 
     def idempotency(self, key: str | None, body: bytes) -> Idempotency | None:
         """Return what is remembered of an Idempotency-Key and the body it came with."""
@@ -119,36 +123,19 @@ class Pipeline:
         task: TaskRequest,
         decided: Mapping[str, Any],
         idempotency: Idempotency | None,
-    ) -> tuple[Job, bytes, str]:
-        """Assemble the prompt and commit the request with its events; return the id of the request that holds now."""
+    ) -> tuple[int, str]:
+        """Assemble the prompt, commit the request with its events, and publish it.
+
+        Returns the length of the prompt in tokens, and the id of the request that holds now.
+        """
         profiles, organization = self.profiles, caller.organization
         active = profiles.get(organization, task.agent, request_id) if task.agent else None
         prompt, sampling = assemble(task, active, lambda: profiles.cold(organization), self.context_window)
         if idempotency is None or not self._used(organization, idempotency):
             if task.deadline is not None and task.deadline <= now():
                 raise DeadlinePassed
-            # Asked before the commit, so that a queue that is away usually costs no admitted request.
-            self.publisher.check()
+            self.publisher.room(organization, prompt.token_count)
         data_key, wrapped_key = self.keys.new_key(request_id)
-        payload = task.model_copy(update={"sampling": sampling}).model_dump_json(exclude_defaults=True).encode()
-        columns = {name: value for name, value in decided.items() if name != "agent_name"}
-        version = active.profile.version if active else None
-        admission = lifecycle.Admission(
-            subject=Subject(request_id, organization, caller.key_id, decided["agent_name"]),
-            decision={**columns, "profile_version": version, "prompt_tokens": prompt.token_count},
-            static_profile_hash=prompt.static_profile_hash,
-            data_key=wrapped_key,
-            payload=seal(data_key, payload, f"payload:{request_id}"),
-            columns={"api": task.api, "priority": task.priority, "deadline": task.deadline},
-            idempotency=idempotency,
-        )
-        try:
-            holder = self.database.write(lambda connection: lifecycle.admit(connection, admission))
-        except sa.exc.IntegrityError:
-            # The same idempotency key was committed in the same moment; now it can be seen.
-            if idempotency is None:
-                raise
-            holder = self.database.write(lambda connection: lifecycle.admit(connection, admission))
         job = Job(
             request_id=request_id,
             epoch=lifecycle.FIRST_EPOCH,
@@ -160,25 +147,33 @@ class Pipeline:
             tools=task.tools,
             priority=task.priority,
         )
-        return job, wrapped_key, holder
+        message = self.codec.sealed(job)
+        payload = task.model_copy(update={"sampling": sampling}).model_dump_json(exclude_defaults=True).encode()
+        columns = {name: value for name, value in decided.items() if name != "agent_name"}
+        version = active.profile.version if active else None
+        admission = lifecycle.Admission(
+            subject=Subject(request_id, organization, caller.key_id, decided["agent_name"]),
+            decision={**columns, "profile_version": version, "prompt_tokens": prompt.token_count},
+            static_profile_hash=prompt.static_profile_hash,
+            data_key=wrapped_key,
+            payload=seal(data_key, payload, f"payload:{request_id}"),
+            columns={"api": task.api, "priority": task.priority, "deadline": task.deadline},
+            idempotency=idempotency,
+            message=message,
+            prompt_tokens=prompt.token_count,
+        )
+        holder = commit(self.database, admission, decided["details"].get("retry_of"))
+        if holder == request_id:
+            self._publish(job, wrapped_key, message)
+        return prompt.token_count, holder
 
     def _used(self, organization: str, idempotency: Idempotency) -> bool:
         """Tell whether the request was taken already: then it needs no room in the queue, and was in time."""
         found = self.database.read(lambda connection: earlier_use(connection, organization, idempotency))
         return found is not None
 
-    def _publish(self, caller: Caller, job: Job, wrapped_key: bytes) -> None:
+    def _publish(self, job: Job, wrapped_key: bytes, message: bytes) -> None:
         try:
-            self.publisher.publish(job, wrapped_key)
-        except (QueueUnavailable, QueueFull) as error:
-            code, error.request_id = error.code, job.request_id
-            # The message may have arrived although the answer did not: a worker will see the request as failed.
-            subject = Subject(job.request_id, caller.organization, caller.key_id)
-            attempt = lifecycle.Attempt(subject, job.epoch, 0)
-
-            def fail(connection: Connection) -> None:
-                lifecycle.finish(connection, attempt, "failed", code=code)
-                forget(connection, job.request_id, caller.organization)
-
-            self.database.write(fail)
-            raise
+            self.publisher.publish(self.codec.encode(job, wrapped_key, message))
+        except QueueUnavailable:
+            logger.warning("request %s: the queue went away; the housekeeper will publish it", job.request_id)

@@ -28,14 +28,14 @@ READY_S = 60
 
 
 class Gateway:
-    """One gateway process, as the Procfile starts it."""
+    """One gateway process, as the Procfile starts it, with further `options` of gunicorn."""
 
-    def __init__(self, log: Path, environment: dict[str, str]) -> None:
+    def __init__(self, log: Path, environment: dict[str, str], *options: str) -> None:
         self.url = f"http://127.0.0.1:{(port := free_port())}"
-        command = [sys.executable, "-m", "gunicorn", "-c", "python:gateway_app.gunicorn", "gateway_app:create_app()"]
+        gunicorn = [sys.executable, "-m", "gunicorn", "-c", "python:gateway_app.gunicorn", *options]
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                command,
+                [*gunicorn, "gateway_app:create_app()"],
                 cwd=ROOT,
                 stdout=output,
                 stderr=output,
@@ -46,7 +46,8 @@ class Gateway:
     def ready(self) -> bool:
         """Tell whether it and a worker take requests."""
         try:
-            return bool(requests.get(f"{self.url}/readyz", timeout=10).json()["status"] == "ready")
+            missing = requests.get(f"{self.url}/readyz", timeout=10).json()["missing"]
+            return not {"database", "queue", "worker"} & set(missing)
         except requests.ConnectionError:
             return False
 

@@ -7,7 +7,7 @@ from typing import Any
 import redis
 from flask.testing import FlaskClient
 
-from tasks import lifecycle
+from tasks import lifecycle, requests_read
 from tasks.crypto import KeyWrapper, seal
 from tasks.db import Database
 from tasks.job import Piece, Result, Timings, Usage
@@ -76,7 +76,7 @@ class PlayedWorker:
 
     def _data_key(self, request_id: str) -> bytes:
         if request_id not in self._data_keys:
-            row = self.database.read(lambda connection: lifecycle.find(connection, request_id, "default"))
+            row = self.database.read(lambda connection: requests_read.find(connection, request_id, "default"))
             assert row is not None
             self._data_keys[request_id] = self.keys.unwrap(row.data_key, request_id)
         return self._data_keys[request_id]

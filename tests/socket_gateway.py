@@ -16,7 +16,7 @@ from gateway_app.streaming.serving import OpenSockets
 from gateway_app.streaming.watch import Watcher
 from tasks.crypto import KeyWrapper
 from tasks.db import Database
-from tasks.queueing.publisher import connect
+from tasks.queueing.connecting import connect
 from tasks.settings import settings
 from tests.played_worker import PREFIX
 

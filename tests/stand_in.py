@@ -10,9 +10,10 @@ from typing import Any
 import redis
 import sqlalchemy as sa
 
-from tasks import lifecycle
+from tasks import lifecycle, requests_read
 from tasks.crypto import KeyWrapper, seal, unseal
 from tasks.db import Database
+from tasks.errors import AttemptsExhausted
 from tasks.ids import new_request_id
 from tasks.job import FinishReason, Piece, Result, TaskRequest, Timings, Usage
 from tasks.lifecycle import Attempt
@@ -59,6 +60,15 @@ class StandIn:
         self.database.write(lambda connection: lifecycle.finish(connection, attempt, "failed", code=code))
         self.send(attempt.subject.request_id, ended(attempt.number, "failed", code))
 
+    def give_back(self, attempt: Attempt, code: str, max_attempts: int = 3) -> str:
+        """Record that the attempt ended without an answer, and tell of it if that was the last one."""
+        given = self.database.write(
+            lambda connection: lifecycle.give_back(connection, attempt, code, max_attempts=max_attempts)
+        )
+        if given == "dead":
+            self.send(attempt.subject.request_id, ended(attempt.number, "dead", AttemptsExhausted.code))
+        return given
+
     def run(self, request_id: str, answer: Result) -> None:
         """Run a request from its start to its end."""
         attempt = self.start(request_id)
@@ -91,7 +101,7 @@ class StandIn:
         thread.join()
 
     def _row(self, request_id: str) -> Any:
-        return self.database.read(lambda connection: lifecycle.find(connection, request_id, "default"))
+        return self.database.read(lambda connection: requests_read.find(connection, request_id, "default"))
 
     def _data_key(self, request_id: str) -> bytes:
         if request_id not in self._data_keys:

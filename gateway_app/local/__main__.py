@@ -1,7 +1,7 @@
 """Run the whole gateway on this machine, with nothing to set up; `bin/run` calls this.
 
-The order: take the lock of this checkout, choose ports, make what is missing, then start Redis, the web server and a
-worker under a supervisor. A thread beside it waits for readiness, and shows the first curl or runs the demonstration.
+The order: take the lock of this checkout, choose ports, make what is missing, then start Redis, the web server, a
+housekeeper and a worker under a supervisor. A thread beside it waits for readiness, and shows the first curl or runs the demonstration.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ The gateway is ready.
 
   tasks      {url}/v1/tasks
   readiness  {url}/readyz
-  logs       var/log/web.log, var/log/worker.log
+  logs       var/log/web.log, var/log/worker.log, var/log/housekeeper.log
   stop       Ctrl-C
 
 In another terminal, in {root}:
@@ -56,7 +56,8 @@ def main() -> int:
     """Run until told to stop. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="bin/run",
-        description="Set up and run the whole gateway on this machine: Redis, the web server and a worker.",
+        description="Set up and run the whole gateway on this machine: Redis, the web server, a housekeeper and a "
+        "worker.",
         epilog="REDIS_URL and DATABASE_URL name services to use instead of the embedded ones; METAQORE_GATEWAY__PORT "
         "the port; METAQORE_ENGINE__KIND=simulated runs without a model. What is kept lies in var/.",
     )
@@ -93,7 +94,7 @@ def _run(folder: Folder, progress: Progress, *, once: bool) -> int:
         # Again, since that may have taken minutes, and another gateway may have taken the ports.
         environment = decide(options, folder)
         write_holder(lock, environment.url)
-        services = all_services(folder, environment, options.gateway.key_prefix)
+        services = all_services(folder, environment, options.gateway.key_prefix, options.scheduling.drain_s)
         environment.write(folder)
         try:
             supervisor = Supervisor(services, folder, environment.for_children(os.environ), progress)
@@ -119,7 +120,7 @@ def _front(
 
     Says nothing more once everything is `ending` for another reason.
     """
-    progress.say(f"starting Redis, the web server and a worker; {environment.url} once they are ready")
+    progress.say(f"starting Redis, the web server, a housekeeper and a worker; {environment.url} once they are ready")
     client = Client(environment.url, folder.api_key.read_text("ascii").strip(), ANSWER_TIMEOUT_S)
     missing = wait_until_ready(client, progress, READY_TIMEOUT_S if once else float("inf"), ending)
     if ending():

@@ -19,6 +19,7 @@ from gateway_app.local.client import Client
 from tasks.db import Database
 from tasks.schema import audit_events
 from tasks.settings import DatabaseGroup
+from tasks.stream import TERMINAL_EVENTS
 
 AGENT = "incident-responder"
 CONTEXT = "checkout-7 since 14:04: connection pool exhausted (size 10)"
@@ -71,7 +72,7 @@ def _ask(client: Client, label: str, directive: str) -> Answer:
         elif event.name == "completed":
             print()
             return Answer(task["id"], first_ms or (time.monotonic() - began) * 1000, event.data)
-        elif event.name in ("failed", "cancelled", "expired"):
+        elif event.name in TERMINAL_EVENTS:
             raise DemoFailed(f"the task {event.name}: {event.data}")
     raise DemoFailed("the stream ended before the answer did")
 

@@ -1,4 +1,4 @@
-"""The processes that make up a gateway on one machine: Redis, the web server, a worker.
+"""The processes that make up a gateway on one machine: Redis, the web server, a housekeeper, a worker.
 
 They are listed in the order they start in; they end in the opposite one. Each command is one that an operator could
 type in a terminal.
@@ -54,10 +54,13 @@ class Service:
     answers: Callable[[], bool] | None = None
 
 
-def all_services(folder: Folder, environment: Environment, key_prefix: str) -> list[Service]:
-    """Return what has to run, in the order it starts. Writes the configuration of Redis if that is ours."""
+def all_services(folder: Folder, environment: Environment, key_prefix: str, drain_s: float = 20.0) -> list[Service]:
+    """Return what has to run, in the order it starts. Writes the configuration of Redis if that is ours.
+
+    `drain_s` is how long a worker that is told to end goes on with what it runs.
+    """
     own_redis = [] if environment.redis_port is None else [_redis(folder, environment)]
-    return [*own_redis, _web(), _worker(environment.redis_url, QueueKeys(key_prefix))]
+    return [*own_redis, _web(), _housekeeper(), _worker(environment.redis_url, QueueKeys(key_prefix), drain_s)]
 
 
 def _web() -> Service:
@@ -68,13 +71,25 @@ def _web() -> Service:
     return Service("web", (*python_module, *options, "gateway_app:create_app()"), stop_s=GRACE_S + 2.0)
 
 
-def _worker(redis_url: str, keys: QueueKeys) -> Service:
+def _housekeeper() -> Service:
+    python_module = (sys.executable, "-m", "celery")
+    # It is alone on its queue, and has nobody to agree with.
+    options = ("--without-mingle", "--without-gossip", "--loglevel", "INFO")
+    return Service(
+        "housekeeper",
+        (*python_module, "-A", "gateway_app.housekeeping", "worker", "-Q", "housekeeping", *options),
+        # Nothing of it is lost by killing it, and without Redis it would wait for it.
+        death_signal=signal.SIGKILL,
+    )
+
+
+def _worker(redis_url: str, keys: QueueKeys, drain_s: float) -> Service:
     python_module = (sys.executable, "-m", "celery")
     return Service(
         "worker",
         (*python_module, "-A", "worker_gpu", "worker", "-Q", "gpu", "--loglevel", "INFO"),
         settle_s=60.0,  # Loading the model is where it fails, and that takes up to a minute.
-        stop_s=25.0,  # It waits 20 s for what it runs, then ends the engine.
+        stop_s=drain_s + 5.0,  # After that it ends the engine.
         # Redis goes at the same instant, so it could finish nothing. Its requests are leased, and run again.
         death_signal=signal.SIGKILL,
         answers=lambda: _says(redis_url, lambda client: _any_worker(client, keys)),

@@ -42,6 +42,7 @@ class Figures:
     failed: int = 0
     cancelled: int = 0
     expired: int = 0
+    dead: int = 0
     vetoed: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0

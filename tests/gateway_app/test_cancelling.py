@@ -27,12 +27,15 @@ from flask.testing import FlaskClient
 
 from gateway_app import build
 from tasks.queueing.heartbeats import INTERVAL_S
+from tasks.queueing.keys import QueueKeys
+from tasks.queueing.message import delivery_tag
 from tasks.queueing.publisher import Publisher
 from tasks.schema import TERMINAL_KINDS, TERMINAL_STATES, audit_events
 from tasks.settings import PREFIX, settings
 from tasks.stream import stream_key
 from tests.fleet import Fleet, fleet
 from tests.services import wait_until
+from tests.stand_in import StandIn
 from tests.workers import Worker
 
 AGENT = "incident-responder"
@@ -179,6 +182,22 @@ def test_redis_is_not_needed_to_cancel_what_waits(client: FlaskClient, redis_url
         assert full.exists(stream_key("metaqore:", accepted["id"])) == 0
     assert (answer.status_code, answer.json["status"]) == (200, "cancelled")
     assert "event: cancelled" in client.get(accepted["links"]["events"]).text
+
+
+def test_what_is_cancelled_leaves_the_queue(client: FlaskClient, redis_url: str) -> None:
+    """Both what waits for its first attempt and what waits for another: it takes no room any more, and reaches no worker."""
+    accepted = [client.post("/v1/tasks", json=TASK).get_json() for _ in range(3)]
+    with closing(StandIn()) as worker, redis.Redis.from_url(redis_url) as queue:
+        publisher = Publisher(queue, QueueKeys("metaqore:"))
+        again = worker.start(accepted[0]["id"])
+        assert worker.give_back(again, "engine_failed") == "queued"
+        assert publisher.load().requests == 3
+        for task in accepted[:2]:
+            answer = client.delete(task["links"]["self"])
+            assert (answer.status_code, answer.json["status"]) == (200, "cancelled")
+        assert publisher.load().requests == 1
+        tags = [delivery_tag(task["id"], 1) for task in accepted]
+        assert publisher.unknown(tags) == set(tags[:2])
 
 
 def test_cancelling_again_is_no_error(client: FlaskClient) -> None:
@@ -375,7 +394,7 @@ def frozen(worker: Worker) -> None:
 def test_a_worker_that_dies_before_it_heard_of_it(client: FlaskClient, worker: Worker, migrated_url: str) -> None:
     """The task is marked, and says so. The next worker that gets its message ends it without running it."""
     worker.start()
-    wait_until(lambda: client.get("/readyz").json["status"] == "ready", PATIENCE_S, "a worker")
+    wait_until(lambda: "worker" not in client.get("/readyz").json["missing"], PATIENCE_S, "a worker")
     body = {**TASK, "sampling": {"max_tokens": FOREVER}}
     accepted: dict[str, Any] = client.post("/v1/tasks", json=body).get_json()
     path = accepted["links"]["self"]

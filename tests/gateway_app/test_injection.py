@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gateway_app.api.task_body import CONTEXT_HEADING, TaskBody
 from tasks.job import Job, TaskRequest, ToolUse
-from tasks.queueing.publisher import Publisher
+from tasks.queueing.message import MessageCodec, Queued
 from tests.gateway_app.prompt_turns import HOSTILE, Model, contexts, said, texts
 from tests.tasks.prompts.test_tokenizer import TEMPLATES
 from tests.tiny_model import CHAT_TEMPLATE, TOOL_TEMPLATE
@@ -170,13 +170,13 @@ def test_tools_are_shown_as_they_were_given(tooled: Model, descriptions: list[st
 def published(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     """Return the jobs that are queued while the test runs."""
     jobs: list[Job] = []
-    publish = Publisher.publish
+    encode = MessageCodec.encode
 
-    def noted(self: Publisher, job: Job, wrapped_key: bytes) -> None:
+    def noted(self: MessageCodec, job: Job, *arguments: Any) -> Queued:
         jobs.append(job)
-        publish(self, job, wrapped_key)
+        return encode(self, job, *arguments)
 
-    monkeypatch.setattr(Publisher, "publish", noted)
+    monkeypatch.setattr(MessageCodec, "encode", noted)
     return jobs
 
 

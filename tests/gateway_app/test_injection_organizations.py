@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 from gateway_app.profiles.active import Prefixes
 from tasks.job import Job, Prompt, Sampling
 from tests.gateway_app.prompt_turns import Model
 from tests.tiny_model import CHAT_TEMPLATE
-from worker_gpu.engines.base import GenerationRequest
 from worker_gpu.engines.block_hashes import block_hashes
-from worker_gpu.runner import Runner
+from worker_gpu.runner import generation_request
 
 
 def test_organizations_do_not_share_a_hash(tmp_path: Path) -> None:
@@ -41,20 +37,5 @@ def test_organizations_do_not_share_cached_blocks() -> None:
 
 def salt_of(organization: str) -> str:
     """Return the cache salt that a worker gives the engine with this organization's request."""
-    asked: list[GenerationRequest] = []
-
-    class Engine:
-        async def generate(self, request: GenerationRequest) -> Any:
-            asked.append(request)
-            return
-            yield
-
-    async def token_ids(_: str) -> Sequence[int]:
-        return [1, 2, 3]
-
-    runner = SimpleNamespace(engine=Engine(), salt=b"salt" * 8, static_parts=SimpleNamespace(token_ids=token_ids))
-    prompt = Prompt("a" * 64, (4, 5), 5)
-    job = Job("gw_1", 1, organization, prompt, Sampling(), 0.0, b"k" * 32)
-    attempt = SimpleNamespace(number=1)
-    asyncio.run(Runner._answer(cast("Any", runner), job, cast("Any", attempt), cast("Any", None)))
-    return asked[0].cache_salt
+    job = Job("gw_1", 1, organization, Prompt("a" * 64, (4, 5), 5), Sampling(), 0.0, b"k" * 32)
+    return generation_request(job, 1, [1, 2, 3], b"salt" * 8).cache_salt

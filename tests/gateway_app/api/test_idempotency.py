@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +19,11 @@ from werkzeug.test import TestResponse
 
 from gateway_app import build
 from tasks.db import Database, now
-from tasks.errors import QueueUnavailable
+from tasks.errors import QueueFull, QueueUnavailable
 from tasks.queueing.publisher import Publisher
 from tasks.schema import audit_events, idempotency_keys, requests
 from tasks.settings import settings
-from tests.conftest import new_key
+from tests.conftest import ROOT, new_key
 from tests.services import wait_until
 
 TASK: dict[str, Any] = {"agent": "incident-responder", "directive": "What now?"}
@@ -150,20 +152,35 @@ def test_a_refused_request_uses_up_no_key(client: FlaskClient) -> None:
     assert ask(client).status_code == 202
 
 
-def test_a_request_that_could_not_be_queued(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It failed, and says that one may try again: that works with the same key."""
+def test_a_request_that_was_not_published(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken all the same, and whoever asks again hears of it: publishing it is the housekeeper's task now."""
 
     def lost(*_args: Any) -> None:
         raise QueueUnavailable
 
     with monkeypatch.context() as patched:
         patched.setattr(Publisher, "publish", lost)
-        failed = ask(client)
-    assert (failed.status_code, failed.json["code"], failed.json["retryable"]) == (503, "queue_unavailable", True)
+        first = ask(client)
+    assert (first.status_code, waiting()) == (202, 0)
+    again = ask(client)
+    assert (again.status_code, again.json["id"], waiting()) == (202, first.json["id"], 0)
+    assert again.headers["Idempotent-Replayed"] == "true"
+
+
+@SQLITE
+def test_a_request_for_which_there_is_no_room(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was not taken, and says that one may try again: that works with the same key."""
+
+    def full(*_args: Any) -> None:
+        raise QueueFull(retry_after_s=7)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Publisher, "room", full)
+        refused = ask(client)
+    assert (refused.status_code, refused.json["code"], refused.headers["Retry-After"]) == (429, "queue_full", "7")
     again = ask(client)
     assert again.status_code == 202
-    assert again.json["id"] != failed.json["request_id"]
-    assert ask(client).json["id"] == again.json["id"]
+    assert again.json["id"] != refused.json["request_id"]
     assert waiting() == 1
 
 
@@ -193,10 +210,10 @@ def test_what_was_taken_needs_no_room_in_the_queue(client: FlaskClient, monkeypa
     """A client asks again just because the gateway is overloaded: it hears that its request is in the queue."""
     first = ask(client)
 
-    def away(_self: Publisher) -> None:
+    def away(*_args: Any) -> None:
         raise QueueUnavailable
 
-    monkeypatch.setattr(Publisher, "check", away)
+    monkeypatch.setattr(Publisher, "room", away)
     assert ask(client).json["id"] == first.json["id"]
     assert ask(client, "another").status_code == 503
     assert ask(client, directive="And now?").json["code"] == "idempotency_conflict"
@@ -217,6 +234,45 @@ def test_what_was_taken_in_time_was_in_time(client: FlaskClient) -> None:
 
 
 # --- At once --------------------------------------------------------------------------------------
+
+#: A gateway in a process of its own: it says that it is ready, waits for a line, asks once, and prints the answer.
+PROCESS = """
+import json, sys
+from gateway_app import build
+from tasks.settings import settings
+app = build(settings())
+client = app.test_client()
+key, caller, body = sys.argv[1:]
+headers = {"Authorization": f"Bearer {caller}", "Idempotency-Key": key}
+def ask(headers):
+    return client.post("/v1/tasks", data=body, content_type="application/json", headers=headers)
+ask({**headers, "Idempotency-Key": f"{key} before {id(app)}"})
+print("ready", flush=True)
+sys.stdin.readline()
+answer = ask(headers)
+print(json.dumps([answer.status_code, answer.get_json().get("id"), answer.headers.get("Idempotent-Replayed")]))
+app.extensions["closing"].close()
+"""
+
+
+def test_asking_from_several_processes(configured: None) -> None:
+    """Two gateways, processes of their own, are asked at once: one of them takes the request, and both tell its id."""
+    caller = new_key("default")
+    command = [sys.executable, "-c", PROCESS, KEY, caller, json.dumps(TASK)]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    answers = [json.loads(process.communicate(timeout=60)[0].splitlines()[-1]) for process in processes]
+    assert {status for status, _, _ in answers} == {202}
+    assert len({request_id for _, request_id, _ in answers}) == 1
+    assert sorted(str(replayed) for _, _, replayed in answers) == ["None", "true"]
 
 
 @pytest.mark.parametrize("bodies", ["xxxxxxxx", "xyxyxyxy"])

@@ -123,7 +123,7 @@ def test_figures(client: FlaskClient) -> None:
     shown = client.get("/v1/profiles/poet/canary").json
     assert (shown["version"], shown["share"]) == (2, 0.5)
     tokens = {"prompt_tokens": 300, "cached_tokens": 150, "output_tokens": 21}
-    nothing = dict.fromkeys(("failed", "cancelled", "expired", "vetoed"), 0)
+    nothing = dict.fromkeys(("failed", "cancelled", "expired", "dead", "vetoed"), 0)
     assert shown["canary"] == {
         **nothing, **tokens, "version": 2, "requests": counts[2], "completed": 3, "failed": 1, "first_token_ms": 20.0,
     }  # fmt: skip

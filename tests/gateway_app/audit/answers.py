@@ -196,6 +196,8 @@ ANSWERS: dict[str, Callable[[Asked], Rows]] = {
     "cancelled-expired": runs.cancelled_expired,
     "workers-lost": runs.workers_lost,
     "on-worker": runs.on_worker,
+    "dead": runs.dead,
+    "begun-again": runs.begun_again,
     "unfinished": runs.unfinished,
     "one-end-each": runs.one_end_each,
 }

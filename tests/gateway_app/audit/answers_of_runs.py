@@ -93,7 +93,7 @@ def cancelled_expired(asked: Asked) -> Rows:
     """Count what was given up, of what was queued."""
     ended = [
         event
-        for event in asked.happened("completed", "failed", "cancelled", "expired")
+        for event in asked.happened("completed", "failed", "cancelled", "expired", "dead")
         if of(asked.lives[event["request_id"]], "admitted")
     ]
     rows = []
@@ -109,9 +109,10 @@ def workers_lost(asked: Asked) -> Rows:
     lost = []
     for life in asked.arrived().values():
         starts = attempts(life)
-        lost += [(before["worker"], after, 0) for before, after in pairwise(starts)]
-        last = of(life, "failed")
-        if last is not None and last["code"] == "attempts_exhausted":
+        back = {event["attempt"] for event in life if event["kind"] == "requeued"}
+        lost += [(before["worker"], after, 0) for before, after in pairwise(starts) if before["attempt"] not in back]
+        last = of(life, "dead")
+        if last is not None and (last["details"] or {}).get("last_code") == "worker_lost":
             lost.append((starts[-1]["worker"], last, 1))
     rows = []
     for worker in sorted({worker for worker, _, _ in lost}):
@@ -131,16 +132,40 @@ def on_worker(asked: Asked) -> Rows:
     for life in asked.arrived().values():
         starts = attempts(life)
         for event, after in zip_longest(starts, starts[1:]):
-            last = after or of(life, *TERMINAL_KINDS)
+            back = times(e for e in life if e["kind"] == "requeued" and e["attempt"] == event["attempt"])
+            last = {"occurred_at": back[0], "kind": "requeued"} if back else after or of(life, *TERMINAL_KINDS)
             ended_at = last["occurred_at"] if last else None
             if event["worker"] != asked.parameters["worker"] or event["occurred_at"] >= asked.parameters["until"]:
                 continue
             if ended_at is None or ended_at >= asked.parameters["since"]:
-                outcome = "lost" if after else last["kind"] if last else "running"
+                outcome = "lost" if after and not back else last["kind"] if last else "running"
                 names = "request_id organization agent_name attempt"
                 when = {"started_at": event["occurred_at"], "ended_at": ended_at}
                 rows.append(columns(event, names) | when | {"outcome": outcome})
     return sorted(rows, key=lambda row: (row["started_at"], row["request_id"], row["attempt"]))
+
+
+def dead(asked: Asked) -> Rows:
+    """List what died."""
+    died = sorted(asked.happened("dead"), key=lambda event: (event["occurred_at"], event["request_id"]))
+    return [
+        columns(event, "request_id agent_name code worker")
+        | {"died_at": event["occurred_at"], "attempts": event["attempt"]}
+        | {"last_code": (event["details"] or {}).get("last_code")}
+        for event in died
+    ]
+
+
+def begun_again(asked: Asked) -> Rows:
+    """Count what went back into the queue."""
+    back = [event for life in asked.arrived().values() for event in life if event["kind"] == "requeued"]
+    rows = [
+        {"code": code, "worker": worker, "times": len(events),
+         "requests": len({event["request_id"] for event in events}),
+         "first_at": times(events)[0], "last_at": times(events)[-1]}
+        for (code, worker), events in grouped(back, lambda event: (event["code"], event["worker"] or ""))
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: -row["times"])
 
 
 def unfinished(asked: Asked) -> Rows:

@@ -26,7 +26,7 @@ from tasks.governance.policies import Policies, PolicyVersion
 from tasks.governance.secure_gateway import POLICIES
 from tasks.ids import lower_bound
 from tasks.job import Result, Timings, Usage
-from tasks.lifecycle import Admission, Attempt, Refusal
+from tasks.lifecycle import Admission, Attempt, Refusal, admission, attempts, ending, giving_back, publication
 from tasks.settings import DatabaseGroup
 from tests.gateway_app.audit.recorded_changes import FIRST, KEYS, add_keys, changes
 
@@ -35,6 +35,7 @@ SINCE, UNTIL = datetime(2026, 11, 2, tzinfo=UTC), datetime(2026, 11, 3, tzinfo=U
 DAYS = 4
 REQUESTS = 400
 MAX_ATTEMPTS = 2
+MAX_EPOCHS = 3
 DEADLINE = timedelta(seconds=90)
 VERSIONS = {"contract-validator": (1, 2), "incident-responder": (3,), "migration-planner": (1,)}
 TASKS = ("task", "review", "plan_change")
@@ -42,8 +43,9 @@ WORKERS = ("gpu-1", "gpu-2", "gpu-3")
 PROJECTS = ("proj_00000000000a", "proj_00000000000b", None)
 #: What becomes of a request, and how often of 100.
 ENDS = {
-    "completed": 50, "retried": 8, "exhausted": 5, "failed": 5, "cancelled": 5, "stopped": 5, "expired": 5, "late": 2,
-    "forbidden": 4, "revoked": 2, "malformed": 4, "waiting": 3, "running": 2,
+    "completed": 40, "retried": 8, "given_back": 5, "handed_back": 3, "requeued": 2, "exhausted": 3, "poison": 3,
+    "queue_lost": 1, "failed": 4, "cancelled": 5, "stopped": 5, "expired": 5, "late": 2, "forbidden": 4, "revoked": 2,
+    "malformed": 4, "waiting": 3, "running": 2,
 }  # fmt: skip
 CALM = PolicyVersion(0, "default_local_first", "record")
 
@@ -131,15 +133,17 @@ class Recording:
 
     def _admit(self, subject: Subject, decision: Mapping[str, Any]) -> None:
         version = self._chosen.choice(VERSIONS[str(subject.agent_name)])
-        admission = Admission(
+        admitted = Admission(
             subject=subject,
             decision={**decision, "profile_version": version},
             static_profile_hash=f"{version:064x}",
             data_key=bytes(KEY_BYTES),
             payload=subject.request_id.encode(),
             columns={"api": "tasks", "priority": "normal", "deadline": self.at + DEADLINE},
+            message=subject.request_id.encode(),
+            prompt_tokens=decision["prompt_tokens"],
         )
-        self._write(lambda connection: lifecycle.admit(connection, admission))
+        self._write(lambda connection: lifecycle.admit(connection, admitted))
 
     def _run(self, subject: Subject, end: str, prompt_tokens: int, decision: Mapping[str, Any]) -> None:
         request_id, organization = subject.request_id, subject.organization
@@ -152,16 +156,45 @@ class Recording:
             self._write(lambda connection: lifecycle.expire(connection, request_id))
         elif end in ("forbidden", "revoked"):
             self._start(request_id, self._refusal(end, decision))
+        elif end == "queue_lost":
+            for epoch in range(lifecycle.FIRST_EPOCH, MAX_EPOCHS + 1):
+                self._pass(1)
+                self._republish(request_id, epoch, 0)
         else:
-            attempt = self._start(request_id)
-            if end in ("retried", "exhausted"):
-                self._pass(30)
-                attempt = self._start(request_id)
+            attempt = self._again(self._start(request_id), end)
             if end == "exhausted":
                 self._pass(10)
                 self._start(request_id)
+            elif end == "poison":
+                self._pass(2)
+                self._give_back(attempt, "engine_dead", MAX_ATTEMPTS)
             elif end != "running":
                 self._finish(attempt, end, prompt_tokens)
+
+    def _again(self, attempt: Attempt, end: str) -> Attempt:
+        """Have the attempt end without an answer, where that is part of it; return the one that runs then."""
+        if end in ("retried", "exhausted"):
+            self._pass(30)
+        elif end in ("given_back", "poison"):
+            self._pass(2)
+            self._give_back(attempt, "engine_failed", MAX_ATTEMPTS)
+        elif end == "handed_back":
+            self._pass(5)
+            self._give_back(attempt, "worker_draining", None)
+        elif end == "requeued":
+            self._pass(3)
+            self._republish(attempt.subject.request_id, attempt.epoch, attempt.number)
+        else:
+            return attempt
+        self._pass(1)
+        again: Attempt = self._start(attempt.subject.request_id, epoch=attempt.epoch + (end == "requeued"))
+        return again
+
+    def _give_back(self, attempt: Attempt, code: str, most: int | None) -> None:
+        self._write(lambda connection: lifecycle.give_back(connection, attempt, code, max_attempts=most))
+
+    def _republish(self, request_id: str, epoch: int, attempt: int) -> None:
+        self._write(lambda c: lifecycle.republish(c, request_id, epoch, attempt, max_epochs=MAX_EPOCHS))
 
     def _refusal(self, end: str, decision: Mapping[str, Any]) -> Refusal:
         """Return why the request is refused as it leaves the queue: no provider is up any more, or no key."""
@@ -177,12 +210,10 @@ class Recording:
             "vetoed", PolicyVeto.code, {**decision, "policy": policy, "reason": veto.reason, "details": held}
         )
 
-    def _start(self, request_id: str, refusal: Refusal | None = None) -> Any:
+    def _start(self, request_id: str, refusal: Refusal | None = None, epoch: int = lifecycle.FIRST_EPOCH) -> Any:
         worker = self._chosen.choice(WORKERS)
         return self._write(
-            lambda connection: lifecycle.start(
-                connection, request_id, lifecycle.FIRST_EPOCH, worker, MAX_ATTEMPTS, refusal
-            )
+            lambda connection: lifecycle.start(connection, request_id, epoch, worker, MAX_ATTEMPTS, refusal)
         )
 
     def _finish(self, attempt: Attempt, end: str, prompt_tokens: int) -> None:
@@ -219,7 +250,7 @@ def fill(url: str, seed: int = 1) -> None:
     database = Database(DatabaseGroup(url=url))
     recording = Recording(database, seed)
     with pytest.MonkeyPatch.context() as patched:
-        for module in (lifecycle, events, policies):
+        for module in (admission, attempts, ending, giving_back, publication, events, policies):
             patched.setattr(module, "now", recording.now)
         for module in (policies, history):
             patched.setattr(module, "new_request_id", recording.new_id)

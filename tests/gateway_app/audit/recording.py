@@ -76,7 +76,7 @@ def fill(database: Database, count: int, *organizations: str, at: datetime | Non
 
 def names(database: Database, organization: str | None = None) -> list[EventName]:
     """Return the names of all events there are, of one organization or of all."""
-    query = sa.select(audit_events.c.request_id, audit_events.c.kind, audit_events.c.attempt)
+    query = sa.select(audit_events)
     if organization is not None:
         query = query.where(audit_events.c.organization == organization)
-    return database.read(lambda connection: [EventName(*row) for row in connection.execute(query)])
+    return database.read(lambda connection: [EventName.of(row) for row in connection.execute(query).mappings()])

@@ -218,7 +218,7 @@ def test_indices_are_used(filled: Engine) -> None:
     wanted = {
         "key-activity": "audit_events_by_key",
         **dict.fromkeys(
-            ("refusals", "vetoes-by-project", "policy-changes", "errors-by-hour"),
+            ("refusals", "vetoes-by-project", "policy-changes", "errors-by-hour", "dead"),
             "audit_events_exceptions",
         ),
     }

@@ -34,7 +34,7 @@ def test_every_question_is_answered() -> None:
     """Neither a question without a test, nor a test without a question; and each has its heading, its SQL and an answer."""
     assert list(QUESTIONS) == list(ANSWERS)
     sections = re.split(r"^## (\d+)\. .*\?$", PAGE.read_text("utf-8"), flags=re.MULTILINE)[1:]
-    assert [int(number) for number in sections[::2]] == list(range(1, 23))
+    assert [int(number) for number in sections[::2]] == list(range(1, 25))
     blocks_of = [re.findall(r"^```(sql|text) ([\w-]+)", section, re.MULTILINE) for section in sections[1::2]]
     asked, shown = ([{name for kind, name in found if kind == of} for found in blocks_of] for of in ("sql", "text"))
     assert asked == shown

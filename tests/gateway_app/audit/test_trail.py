@@ -139,8 +139,11 @@ def test_a_line_is_one_line() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_line_tells_its_event(kind: str) -> None:
-    """Which is how a follower finds what it wrote."""
-    assert name_in(line(contract_event(row(kind, attempt=3)))) == EventName(NAME.request_id, kind, 3)
+    """Which is how a follower finds what it wrote. What an attempt may leave several of is told apart by the epoch."""
+    expected = EventName(NAME.request_id, kind, 3, 2 if kind == "requeued" else None)
+    assert EventName.of(row(kind, attempt=3, epoch=2)) == expected
+    assert name_in(line(contract_event(row(kind, attempt=3, epoch=2)))) == expected
+    assert EventName.parse(str(expected)) == expected
 
 
 @pytest.mark.parametrize(
@@ -168,5 +171,7 @@ def test_lines_of_others(content: bytes) -> None:
 def test_names_as_text() -> None:
     """There and back; what is none is none."""
     assert EventName.parse(str(NAME)) == NAME
-    for text in ("", "gw_1.admitted.0", f"{NAME}x", f"{NAME}\n", str(NAME).replace("admitted", "gone")):
+    for text in ("", "gw_1.admitted.0", f"{NAME}x", f"{NAME}\n", str(NAME).replace("admitted", "gone"), f"{NAME}.1"):
         assert EventName.parse(text) is None
+    again = str(NAME).replace("admitted", "requeued")
+    assert (EventName.parse(again), str(EventName.parse(f"{again}.2"))) == (None, f"{again}.2")

@@ -23,7 +23,7 @@ from tasks.audit.events import Subject
 from tasks.crypto import KeyWrapper, seal, unseal
 from tasks.db import Database
 from tasks.errors import GatewayError, ServiceUnavailable
-from tasks.lifecycle import Admission, Attempt
+from tasks.lifecycle import Admission, Attempt, NotStarted
 from tasks.schema import requests
 
 URL: Final = "/v1/chat/completions"
@@ -127,7 +127,11 @@ class FakeGateway:
 
 def _end(connection: Connection, row: Row[Any], state: Any, code: str | None) -> None:
     subject = Subject(row.request_id, row.organization, row.api_key_id, row.agent_name)
-    lifecycle.finish(connection, Attempt(subject, row.epoch, row.attempt), state, code=code)
+    attempt: Attempt | NotStarted = Attempt(subject, row.epoch, row.attempt, row.worker)
+    if row.state == "queued":
+        attempt = lifecycle.start(connection, row.request_id, row.epoch, "worker", 3)
+    if isinstance(attempt, Attempt):
+        lifecycle.finish(connection, attempt, state, code=code)
 
 
 def line(custom_id: str, /, **changes: Any) -> dict[str, Any]:

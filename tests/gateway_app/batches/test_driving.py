@@ -95,24 +95,30 @@ def test_memory(gateway: FakeGateway, files: Files, database: Database, caller: 
 
 
 def test_partial_failures(gateway: FakeGateway, files: Files, create: Create) -> None:
-    """Refused and failed lines go to the error file, with the status and the body that the endpoint would answer."""
+    """Refused, failed and dead lines go to the error file, with the status and the body that the endpoint would answer."""
 
     def judge(body: Mapping[str, Any]) -> GatewayError | None:
         return UnknownAgent("no such agent", param="model") if body["name"] == "refused" else None
 
     gateway.judge = judge
-    create(line("good"), line("refused"), line("broken"), line("withdrawn"))
+    create(line("good"), line("refused"), line("broken"), line("withdrawn"), line("dead"))
 
     def work() -> None:
         for row in gateway.rows("queued"):
             name = gateway.body(row)["name"]
-            ends = {"broken": ("failed", "engine_failed"), "withdrawn": ("cancelled", "cancelled")}
+            ends = {
+                "broken": ("failed", "engine_failed"),
+                "withdrawn": ("cancelled", "cancelled"),
+                "dead": ("dead", "attempts_exhausted"),
+            }
             gateway.end(row, *ends.get(name, ("completed", None)))
 
     row = run(gateway.services(files), gateway, work)
-    assert (row.status, row.total, row.completed, row.failed) == ("completed", 4, 1, 2)
+    assert (row.status, row.total, row.completed, row.failed) == ("completed", 5, 1, 3)
     assert [answer["custom_id"] for answer in lines_of(files, row.output_file_id)] == ["good"]
-    refused, broken, withdrawn = lines_of(files, row.error_file_id)
+    refused, broken, withdrawn, dead = lines_of(files, row.error_file_id)
+    assert dead["response"]["status_code"] == 502
+    assert dead["response"]["body"]["error"]["code"] == "attempts_exhausted"
     assert refused["response"]["status_code"] == 404
     assert refused["error"] is None
     assert refused["response"]["body"]["error"]["message"] == "no such agent"

@@ -322,7 +322,8 @@ def test_services_are_ours_unless_the_operator_names_them(folder: Folder) -> Non
         {"REDIS_URL": url, "DATABASE_URL": "postgresql://db/x"},
     )
     assert (theirs.redis_url, theirs.redis_port, theirs.database_url) == (url, None, "postgresql+psycopg://db/x")
-    assert [service.name for service in services.all_services(folder, theirs, "metaqore:")] == ["web", "worker"]
+    names = [service.name for service in services.all_services(folder, theirs, "metaqore:")]
+    assert names == ["web", "housekeeper", "worker"]
 
 
 def test_the_port_that_redis_usually_has_may_be_the_gateways(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

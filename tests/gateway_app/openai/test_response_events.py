@@ -180,6 +180,7 @@ def test_the_numbers_of_a_forgotten_attempt_are_refused() -> None:
     [
         ("failed", "failed", "failed"),
         ("expired", "failed", "failed"),
+        ("dead", "failed", "failed"),
         ("cancelled", "incomplete", "cancelled"),
     ],
 )

@@ -17,7 +17,7 @@ from gateway_app.streaming.multiplex import Outcome, Watches
 from gateway_app.streaming.relay import BLOCK_S, Relay
 from gateway_app.streaming.watch import Watcher
 from tasks.errors import DatabaseUnavailable, GatewayError, InvalidCursor
-from tasks.queueing.publisher import connect
+from tasks.queueing.connecting import connect
 from tasks.settings import settings
 from tasks.stream import START, Cursor, Frame, ended, opening, replay, stream_key
 from tests.played_worker import PREFIX, PlayedWorker, result

@@ -13,7 +13,7 @@ import redis
 
 from gateway_app.streaming.feed import Entry, Subscription
 from gateway_app.streaming.relay import BLOCK_S, Relay
-from tasks.queueing.publisher import connect
+from tasks.queueing.connecting import connect
 from tasks.stream import FIELD, START, Cursor, stream_key
 from tests.services import RedisServer, wait_until
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 from flask.testing import FlaskClient
 
-from tasks import lifecycle
+from tasks import lifecycle, requests_read
 from tasks.crypto import KeyWrapper, seal
 from tasks.db import Database, now
 from tasks.job import Piece, Result, Timings, TokenLogprob, ToolCallDelta, Usage
@@ -47,7 +47,7 @@ class Task:
         self.id: str = accepted["id"]
         self.client = client
         self.database = Database(settings().database)
-        row = self.database.read(lambda connection: lifecycle.find(connection, self.id, "default"))
+        row = self.database.read(lambda connection: requests_read.find(connection, self.id, "default"))
         assert row is not None
         self.data_key = KeyWrapper(settings().secrets.keys("master_key")).unwrap(row.data_key, self.id)
         self.redis = redis.Redis.from_url(settings().gateway.request_queue_url)
@@ -167,6 +167,24 @@ def test_a_failed_task_ends_after_whatever_was_shown(task: Task, forgotten: bool
     last = task.watch(Cursor(1, 2))[-1]
     assert "event: failed" in last
     assert "engine_failed" in last
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_task_that_is_cancelled_between_two_attempts(task: Task, forgotten: bool) -> None:
+    """Its end follows what the attempt that failed had shown, and that attempt's text is not taken for an answer."""
+    attempt = task.start()
+    task.send(*list(replay(1, RESULT))[:3])
+    given = task.database.write(
+        lambda connection: lifecycle.give_back(connection, attempt, "engine_dead", delay_s=60, max_attempts=3)
+    )
+    assert given == "queued"
+    assert task.client.delete(f"/v1/tasks/{task.id}").status_code == 200
+    if forgotten:
+        task.redis.flushall()
+    last = task.watch(Cursor(1, 2))[-1]
+    assert "event: cancelled" in last
+    shown = task.client.get(f"/v1/tasks/{task.id}").get_json()
+    assert (shown["status"], shown["attempt"], "result" in shown) == ("cancelled", 1, False)
 
 
 @pytest.mark.parametrize("state", ["cancelled", "expired"])

@@ -1,0 +1,151 @@
+"""The thread that does the chores: once a second if it leads, else it only asks whether it may.
+
+Each round of the leader:
+
+1. If Redis has lost its data (`mark`), or could not be reached in the round before, all open requests are looked at, page by
+   page, with a rest after each page that is as long as the page took, up to a tenth of a second.
+2. Otherwise the walk through all open requests goes on for a tenth of a second. Where that does not reach the end, the
+   newest requests are looked at as well: a gateway that dies between commit and publish leaves its request among these.
+3. Running requests that Redis did not know the last time are looked at again.
+4. What is overdue is ended. Once a minute, old idempotency keys are forgotten.
+
+Redis or the database away only means that the next round tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from datetime import timedelta
+
+from gateway_app.housekeeping import walk
+from gateway_app.housekeeping.ending import Endings
+from gateway_app.housekeeping.leadership import Leadership
+from gateway_app.housekeeping.losses import Losses
+from gateway_app.housekeeping.mark import Mark
+from tasks.db import Database, now
+from tasks.errors import DatabaseUnavailable, QueueUnavailable
+from tasks.ids import lower_bound
+
+ROUND_S = 1.0
+#: How much of each round the walk through all open requests may take.
+WALK_S = 0.1
+LONGEST_REST_S = 0.1
+#: How old the newest requests get. Whatever is published takes less, or its gateway has gone.
+NEWEST_S = 15.0
+FORGET_EVERY_S = 60.0
+logger = logging.getLogger(__name__)
+
+
+class Housekeeper:
+    """Does the chores in a thread of its own, between `start` and `close`."""
+
+    def __init__(
+        self, database: Database, leadership: Leadership, mark: Mark, losses: Losses, endings: Endings
+    ) -> None:
+        self._database, self._leadership, self._mark = database, leadership, mark
+        self._losses, self._endings = losses, endings
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
+        self._leads = self._was_away = False
+        self._after = ""
+        self._known: set[str] = set()
+        self._forget_at = 0.0
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End after the page that is being looked at, and let another lead."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        try:
+            self._leadership.resign()
+        except QueueUnavailable:
+            logger.info("the queue is away; another housekeeper leads a few seconds later")
+
+    def round(self) -> bool:
+        """Do one round; tell whether this one leads. Raises QueueUnavailable or DatabaseUnavailable."""
+        if not self._leadership.hold():
+            self._leads = False
+            self._losses.forgive()
+            return False
+        if not self._leads:
+            logger.info("this housekeeper leads")
+            self._leads, self._after = True, ""
+        if self._was_away:
+            self._losses.forgive()
+            self._mark.remove()
+            self._was_away = False
+        if not self._mark.whole():
+            self._look_at_everything()
+        else:
+            self._walk_on()
+        self._losses.look_again()
+        self._endings.expire()
+        if time.monotonic() >= self._forget_at:
+            self._endings.forget_keys()
+            self._forget_at = time.monotonic() + FORGET_EVERY_S
+        return True
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            began = time.monotonic()
+            try:
+                self.round()
+            except QueueUnavailable:
+                self._was_away = True
+                logger.warning("the queue is away; once it is back, all open requests are looked at")
+            except DatabaseUnavailable:
+                logger.warning("the database is away; trying again")
+            except Exception as error:  # whatever it is, the next round may do better, and nobody else does the chores
+                # Its text may quote what is stored.
+                logger.error("housekeeping failed: %s", type(error).__name__)
+            self._closing.wait(max(0.0, ROUND_S - (time.monotonic() - began)))
+
+    def _look_at_everything(self) -> None:
+        logger.warning("Redis has no mark, so it may have lost data: looking at all open requests")
+        self._mark.begin()
+        after, seen, lost, looked_again_at = "", 0, 0, time.monotonic()
+        while not self._closing.is_set() and self._leadership.hold():
+            began = time.monotonic()
+            rows = self._page(after)
+            if not rows:
+                self._mark.finish()
+                logger.warning("looked at %d open requests; %d were lost and are queued again", seen, lost)
+                return
+            lost += self._losses.look(rows)
+            seen, after = seen + len(rows), rows[-1].request_id
+            if began - looked_again_at >= ROUND_S:
+                self._losses.look_again()
+                looked_again_at = began
+            self._closing.wait(min(time.monotonic() - began, LONGEST_REST_S))
+
+    def _walk_on(self) -> None:
+        until = time.monotonic() + WALK_S
+        whole = self._after == ""
+        while rows := self._page(self._after):
+            self._losses.look(rows)
+            self._after = rows[-1].request_id
+            if time.monotonic() >= until:
+                whole = False
+                break
+        else:
+            self._after = ""
+        if not whole:
+            self._look_at_newest()
+
+    def _look_at_newest(self) -> None:
+        after = lower_bound(now() - timedelta(seconds=NEWEST_S))
+        known: set[str] = set()
+        while not self._closing.is_set() and (rows := self._page(after)):
+            self._losses.look([row for row in rows if row.tag not in self._known])
+            known.update(row.tag for row in rows)
+            after = rows[-1].request_id
+        self._known = known
+
+    def _page(self, after: str) -> list[walk.OpenRequest]:
+        return self._database.read(lambda connection: walk.page(connection, after, walk.PAGE))
