@@ -54,6 +54,7 @@ def configuration() -> dict[str, Any]:
         "task_ignore_result": True,
         "task_serializer": "json",
         "accept_content": ["json"],
+        "worker_consumer": "tasks.queueing.reconnecting:Consumer",
         "worker_pool": "threads",
         "worker_concurrency": options.engine.max_num_seqs,
         "worker_prefetch_multiplier": 1,

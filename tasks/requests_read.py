@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,12 +27,6 @@ def page(
     if after is not None:
         query = query.where(requests.c.request_id < after)
     return list(connection.execute(query.order_by(requests.c.request_id.desc()).limit(limit)))
-
-
-def deadline(connection: Connection, request_id: str) -> datetime | None:
-    """Return until when the request must be answered, if it must be by some time."""
-    query = sa.select(requests.c.deadline).where(requests.c.request_id == request_id)
-    return connection.execute(query).scalar_one_or_none()
 
 
 def to_stop(connection: Connection, request_ids: Collection[str]) -> list[str]:

@@ -18,13 +18,13 @@ from typing import Any
 
 from celery import bootsteps, current_app, shared_task
 from celery.worker import state
-from celery.worker.consumer.consumer import Consumer
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.request import Request
 from kombu.message import Message
 
 from tasks.errors import MessageRejected
 from tasks.queueing.keys import TASK_NAME
+from tasks.queueing.reconnecting import Consumer
 from tasks.queueing.transport import record_of
 from worker_gpu import control  # noqa: F401  its commands register themselves
 from worker_gpu.delivery import Delivery, read, tag_of
