@@ -200,7 +200,7 @@ def test_what_was_said_before_it_was_stopped(task: Task, state: Said) -> None:
 
 def test_a_watcher_learns_that_nobody_came_in_time(client: FlaskClient) -> None:
     """Without any worker: whoever looks at the task finds that it is too late, and so does whoever watches it."""
-    deadline = now() + timedelta(seconds=2)
+    deadline = now() + timedelta(seconds=4)
     accepted = client.post("/v1/tasks", json={**TASK, "deadline": deadline.isoformat()}).get_json()
     assert client.get(accepted["links"]["self"]).get_json()["status"] == "queued"
     text = client.get(accepted["links"]["events"]).text
