@@ -38,6 +38,9 @@ RUN_VLLM = (
 #: The files that take longest, besides. xdist by itself begins with those that have the most tests, and these have few:
 #: left for the end, one of them would run alone while the other processes have nothing to do.
 LONG = (
+    "tests/chaos/test_chaos.py",
+    "tests/gateway_app/test_rolling_restart.py",
+    "tests/gateway_app/batches/test_driving.py",
     "tests/gateway_app/test_schemathesis.py",
     "tests/gateway_app/api/test_outages",
     "tests/gateway_app/test_cancelling.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from tests.services import PostgresServer, wait_until
 #: Shorter than the default, so that a test of a locked database ends soon.
 TIMEOUT_S = "1"
 BACK_S = 20.0
+LISTENERS: list[Callable[[Connection], None]] = []
 TASK = {"agent": "incident-responder", "directive": "What now?"}
 
 
@@ -31,6 +32,14 @@ TASK = {"agent": "incident-responder", "directive": "What now?"}
 def impatient(monkeypatch: pytest.MonkeyPatch, secrets_directory: Path) -> None:
     """Let the gateway wait a second for its database."""
     monkeypatch.setenv(f"{PREFIX}DATABASE__TIMEOUT_S", TIMEOUT_S)
+
+
+@pytest.fixture(autouse=True)
+def unheard() -> Iterator[None]:
+    """Take away at the test's end what `pragma` had called whenever a connection begins something."""
+    yield
+    while LISTENERS:
+        sa.event.remove(sa.engine.Engine, "begin", LISTENERS.pop())
 
 
 @pytest.fixture(scope="module")
@@ -137,13 +146,14 @@ def pragma(during: str, afterwards: str) -> Iterator[None]:
             connection.exec_driver_sql(f"PRAGMA {wanted[0]}")
 
     sa.event.listen(sa.engine.Engine, "begin", set_it)
+    LISTENERS.append(set_it)
     try:
         yield
         wanted[0] = afterwards
         with closing(Database(settings().database)) as database:
             database.read(lambda on: on.execute(sa.text("SELECT 1")).scalar())
     finally:
-        # Connections of the gateway get the second value when they begin something; so it stays for the test's end.
+        # Connections of the gateway get the second value when they begin something; so it stays until the test's end.
         wanted[0] = afterwards
 
 

@@ -78,19 +78,19 @@ def test_the_window_is_kept(gateway: FakeGateway, files: Files, create: Create) 
 @pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
 def test_memory(gateway: FakeGateway, files: Files, database: Database, caller: Caller, batches: Batches) -> None:
     """A batch takes the memory of its window, not of its file; bench/batch_memory.py measures a whole one."""
-    pad = "x" * 10_000
-    content = jsonl(*(line(f"r-{number}", body={"name": f"r-{number}", "pad": pad}) for number in range(1000)))
+    pad, lines = "x" * 20_000, 500
+    content = jsonl(*(line(f"r-{number}", body={"name": f"r-{number}", "pad": pad}) for number in range(lines)))
     size = len(content)
     batches.create(caller, URL, store(files, database, caller, content))
     del content
-    services = gateway.services(files, window=50)
+    services = gateway.services(files, window=15)
     tracemalloc.start()
     try:
         row = run(services, gateway)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert (row.status, row.completed) == ("completed", 1000)
+    assert (row.status, row.completed) == ("completed", lines)
     assert peak < size / 2
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Engine
 from tests.tasks.lifecycle.machine import Lifecycle
 
 #: How many runs of how many steps each database gets; PostgreSQL's are the same in every run.
-EXAMPLES = {"sqlite": 60, "postgresql": 20}
+EXAMPLES = {"sqlite": 30, "postgresql": 10}
 STEPS = 30
 
 
