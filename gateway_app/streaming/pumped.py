@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 #: Bytes that may wait for a client before no more are made for it.
-BUFFER_BYTES = 256 * 1024
+BUFFER_BYTES = 64 * 1024
 #: How long a client may take nothing of what waits for it.
 STALL_S = 30.0
 #: How long a client that has been given everything may take to close its connection.
