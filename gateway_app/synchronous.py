@@ -58,9 +58,15 @@ class Synchronous:
         return sse.respond(make(self.frames(row, presence.watch(request.environ))))
 
     def watch(self, row: Row[Any], cursor: Cursor, make: Make) -> Response:
-        """Return the same from a cursor on, for a client that may come and go."""
+        """Return the same from a cursor on, for a client that may come and go.
+
+        What has ended is read from Redis too while it is whole there: a client that takes nothing of it then holds neither
+        a thread nor the whole answer.
+        """
         frames = self.watcher.frames(row, cursor)
-        if not isinstance(frames, list) and self.pump.takes(request.environ):
+        if self.pump.takes(request.environ) and (
+            not isinstance(frames, list) or (frames and self.watcher.is_kept(row))
+        ):
             return self.pump.respond(row, cursor, make)
         return sse.respond(make(frames))
 

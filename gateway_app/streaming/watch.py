@@ -80,6 +80,15 @@ class Watcher:
             return [frame for frame in stored if frame.cursor > cursor]
         return self._live(row, cursor, silence_s or self.heartbeat_s)
 
+    def is_kept(self, row: Row[Any]) -> bool:
+        """Tell whether Redis still has the stream of a finished request, up to its last frame."""
+        try:
+            entries = cast("list[RawEntry]", self.client.xrevrange(stream_key(self.prefix, row.request_id), count=1))
+        except redis.RedisError:
+            return False
+        data_key = self.keys.unwrap(row.data_key, row.request_id)
+        return any(_unsealed(row.request_id, data_key, entry).terminal for entry in entries)
+
     def _live(self, row: Row[Any], cursor: Cursor, silence_s: float) -> Iterator[Frame | None]:
         data_key = self.keys.unwrap(row.data_key, row.request_id)
         subscription = self.relay.subscribe(row.request_id, cursor)
@@ -134,7 +143,9 @@ class Watcher:
         except redis.RedisError:
             return []
         data_key = self.keys.unwrap(row.data_key, row.request_id)
-        return [
-            Frame.unseal(data_key, row.request_id, Cursor.parse(raw_id.decode()), fields[FIELD])
-            for raw_id, fields in entries
-        ]
+        return [_unsealed(row.request_id, data_key, entry) for entry in entries]
+
+
+def _unsealed(request_id: str, data_key: bytes, entry: RawEntry) -> Frame:
+    raw_id, fields = entry
+    return Frame.unseal(data_key, request_id, Cursor.parse(raw_id.decode()), fields[FIELD])

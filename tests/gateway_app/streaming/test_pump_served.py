@@ -292,6 +292,20 @@ def test_streams_have_no_threads_and_no_connections(served: Served) -> None:
     client.close()
 
 
+def test_a_finished_answer_that_nobody_takes_holds_no_thread(served: Served) -> None:
+    """Thirty clients that ask for a long answer, which has ended, and then read nothing of it."""
+    request_id = served.submit()
+    served.worker.run(request_id, ANSWER.model_copy(update={"pieces": (Piece(text="x" * 20_000),) * 200}))
+    web = served.web()
+    threads = web.num_threads()
+    watchers = [served.watch(request_id) for _ in range(30)]
+    assert web.num_threads() <= threads + 8
+    assert without_comments(watchers[0].to_end()).count(b"x" * 20_000) == 200
+    for watcher in watchers[1:]:
+        watcher.socket.close()
+    wait_until(lambda: served.connected() == 0, PATIENCE_S, "the connections to be closed")
+
+
 def test_no_file_is_left(served: Served) -> None:
     """Clients that come then wait, and the streams there are go on, until there are files again."""
     web = served.web()
