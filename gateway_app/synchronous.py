@@ -63,10 +63,11 @@ class Synchronous:
         What has ended is read from Redis too while it is whole there: a client that takes nothing of it then holds neither
         a thread nor the whole answer.
         """
+        takes = self.pump.takes(request.environ)
+        if takes and row.state in TERMINAL_STATES and self.watcher.is_kept(row, cursor):
+            return self.pump.respond(row, cursor, make)
         frames = self.watcher.frames(row, cursor)
-        if self.pump.takes(request.environ) and (
-            not isinstance(frames, list) or (frames and self.watcher.is_kept(row))
-        ):
+        if takes and not isinstance(frames, list):
             return self.pump.respond(row, cursor, make)
         return sse.respond(make(frames))
 

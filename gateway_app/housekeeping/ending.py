@@ -8,6 +8,7 @@ from sqlalchemy.engine import Connection
 from tasks import lifecycle
 from tasks.db import Database
 from tasks.idempotency import forget_old
+from tasks.queueing.message import delivery_tag
 from tasks.queueing.publisher import Publisher
 from tasks.schema import requests
 
@@ -48,4 +49,4 @@ class Endings:
 
 def _tags(connection: Connection, ids: list[str]) -> list[str]:
     query = sa.select(requests.c.request_id, requests.c.epoch).where(requests.c.request_id.in_(ids))
-    return [f"{request_id}:{epoch}" for request_id, epoch in connection.execute(query)]
+    return [delivery_tag(request_id, epoch) for request_id, epoch in connection.execute(query)]

@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection
 
 from tasks.db import now
 from tasks.ids import lower_bound
+from tasks.queueing.message import delivery_tag
 from tasks.schema import requests
 
 #: Has PostgreSQL read a page in the index's order. Where its statistics are of a quieter time it takes the open requests for
@@ -36,7 +37,7 @@ class OpenRequest:
     @property
     def tag(self) -> str:
         """Return what Redis knows its message by."""
-        return f"{self.request_id}:{self.epoch}"
+        return delivery_tag(self.request_id, self.epoch)
 
 
 def page(connection: Connection, after: str, limit: int) -> list[OpenRequest]:

@@ -80,14 +80,15 @@ class Watcher:
             return [frame for frame in stored if frame.cursor > cursor]
         return self._live(row, cursor, silence_s or self.heartbeat_s)
 
-    def is_kept(self, row: Row[Any]) -> bool:
-        """Tell whether Redis still has the stream of a finished request, up to its last frame."""
+    def is_kept(self, row: Row[Any], cursor: Cursor) -> bool:
+        """Tell whether Redis still has the end of a finished request's stream, and `cursor` lies before it."""
         try:
             entries = cast("list[RawEntry]", self.client.xrevrange(stream_key(self.prefix, row.request_id), count=1))
         except redis.RedisError:
             return False
         data_key = self.keys.unwrap(row.data_key, row.request_id)
-        return any(_unsealed(row.request_id, data_key, entry).terminal for entry in entries)
+        ends = [_unsealed(row.request_id, data_key, entry) for entry in entries]
+        return any(last.terminal and cursor < last.cursor for last in ends)
 
     def _live(self, row: Row[Any], cursor: Cursor, silence_s: float) -> Iterator[Frame | None]:
         data_key = self.keys.unwrap(row.data_key, row.request_id)
