@@ -71,9 +71,11 @@ def reading(filled: Engine) -> Iterator[Engine]:
 
 
 def all_events(engine: Engine) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return the whole record, and the keys' names."""
+    """Return the whole record in the order of its events' times, and the keys' names."""
+    # PostgreSQL's own order is that of the room it found for the rows, which is another where rows were deleted before.
+    query = sa.select(audit_events).order_by(audit_events.c.occurred_at, audit_events.c.request_id)
     with engine.connect() as connection:
-        events = [dict(row) for row in connection.execute(sa.select(audit_events)).mappings()]
+        events = [dict(row) for row in connection.execute(query).mappings()]
         names = connection.execute(sa.select(api_keys.c.key_id, api_keys.c.name))
         return events, {row.key_id: row.name for row in names}
 
