@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
 from flask import Flask
+from flask.cli import NoAppException
 from flask.json.provider import DefaultJSONProvider
 
-from gateway_app import parts
+from gateway_app import access, parts, tracing
 from gateway_app.api import (
     audit,
     batches,
@@ -29,10 +31,12 @@ from gateway_app.batches.endpoints import Endpoints
 from gateway_app.batches.files import Files
 from gateway_app.batches.ports import Limits, Services
 from gateway_app.governance.api_keys import Caller
+from gateway_app.metrics import exposing
 from gateway_app.parts import Parts
 from gateway_app.profiles.management import manage
 from gateway_app.streaming.serving import OpenSockets
 from gateway_app.streaming.socket import SocketLimits
+from tasks import logs
 from tasks.errors import ConfigurationError
 from tasks.settings import Settings
 from tasks.settings import settings as process_settings
@@ -44,9 +48,16 @@ def create_app() -> Flask:
     A configuration that cannot work ends the process with one clear message instead of a traceback.
     """
     try:
-        return build(process_settings())
+        options = process_settings()
+        logs.ensure(options.logs)
+        return build(options)
     except ConfigurationError as error:
-        raise SystemExit(f"error: {error.detail}\nhint: {error.hint}") from None
+        says = f"error: {error.detail}\nhint: {error.hint}"
+        context = click.get_current_context(silent=True)
+        if context is not None and context.parent is None:
+            # `flask --help` looks for commands of the application, and goes on without.
+            raise NoAppException(says) from None
+        raise SystemExit(says) from None
 
 
 def build(settings: Settings) -> Flask:
@@ -60,9 +71,12 @@ def build(settings: Settings) -> Flask:
     app.json = DefaultJSONProvider(app)
     app.json.sort_keys = False
     app.extensions |= {"closing": made.closing, "pump": made.pump}
+    tracing.install(app, accept_context=settings.tracing.accept_context)
+    access.install(app)
     problems.install(app)
     _native(app, made)
     _openai(app, made)
+    exposing.install(app, made, app.extensions["sockets"])
     return app
 
 
@@ -83,7 +97,12 @@ def _native(app: Flask, made: Parts) -> None:
     )
 
     def submit(caller: Caller, task: Any, key: str | None) -> dict[str, Any]:
-        return tasks.submit_content(made.pipeline, caller, task, key)
+        with tracing.apart("task on a socket"):
+            try:
+                return tasks.submit_content(made.pipeline, caller, task, key)
+            finally:
+                # The socket's thread goes on with whatever comes next.
+                logs.bind_request(None)
 
     def cancel(caller: Caller, request_id: str) -> dict[str, Any]:
         return tasks.summary(made.canceller.cancel(request_id, caller.organization, wait_s=0))

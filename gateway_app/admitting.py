@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
-from tasks import lifecycle
+from tasks import lifecycle, requests_read
 from tasks.db import Database
 from tasks.db_errors import CommitUndecided
 from tasks.errors import DatabaseUnavailable
@@ -25,19 +26,20 @@ from tasks.schema import requests
 _POLL_S = 0.1
 
 
-def commit(database: Database, admission: lifecycle.Admission, retry_of: str | None = None) -> str:
-    """Commit the request with its events; return the id of the request that holds now.
+def commit(database: Database, admission: lifecycle.Admission, retry_of: str | None = None) -> Row[Any]:
+    """Commit the request with its events; return the row of the request that holds now.
 
     That is another's where the idempotency key was used before. A request that is a retry takes over the key of the
     request `retry_of`. Raises DatabaseUnavailable if the request was not taken, and CommitUndecided, which is one, if
     nobody can say; IdempotencyConflict.
     """
+    subject = admission.subject
 
-    def work(connection: Connection) -> str:
+    def work(connection: Connection) -> Row[Any]:
         holder = lifecycle.admit(connection, admission)
-        if retry_of is not None and holder == admission.subject.request_id:
-            repoint(connection, admission.subject.organization, retry_of, holder)
-        return holder
+        if retry_of is not None and holder == subject.request_id:
+            repoint(connection, subject.organization, retry_of, holder)
+        return _existing(requests_read.find(connection, holder, subject.organization))
 
     try:
         try:
@@ -50,7 +52,13 @@ def commit(database: Database, admission: lifecycle.Admission, retry_of: str | N
     except CommitUndecided:
         if not _was_made(database, admission):
             raise DatabaseUnavailable from None
-        return admission.subject.request_id
+        return _existing(requests_read.found(database, subject.request_id, subject.organization))
+
+
+def _existing(row: Row[Any] | None) -> Row[Any]:
+    if row is None:
+        raise RuntimeError("an admitted request has no row")
+    return row
 
 
 def _was_made(database: Database, admission: lifecycle.Admission) -> bool:

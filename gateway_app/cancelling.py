@@ -6,7 +6,6 @@ worker is told, and the worker ends it, since only the worker knows what was sai
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,13 @@ from gateway_app.streaming.watch import Watcher
 from tasks import lifecycle
 from tasks.errors import AlreadyFinished, GatewayError, NotFound
 from tasks.idempotency import forget
+from tasks.logs import get_logger
 from tasks.queueing.message import delivery_tag
 from tasks.queueing.publisher import Publisher
 from tasks.schema import TERMINAL_STATES
 from tasks.stream import FIELD, ended, stream_key
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 #: How long the caller waits for a worker to end the request before being told that it will be.
 WAIT_S = 1.0
 _POLL_S = 0.03
@@ -59,9 +59,7 @@ class Canceller:
         except AlreadyFinished:
             pass
         except GatewayError as error:
-            logger.warning(
-                "request %s: its client went away, and it could not be cancelled: %s", request_id, error.code
-            )
+            logger.warning("an abandoned request could not be cancelled", request_id=request_id, code=error.code)
 
     def _follow(self, before: Row[Any] | None, request_id: str, organization: str, wait_s: float) -> Row[Any]:
         """Return the row once the request that was marked has ended, or after `wait_s`."""
@@ -98,4 +96,4 @@ class Canceller:
                 pipe.execute()
         except redis.RedisError:
             # They learn of it from the database, one heartbeat later.
-            logger.warning("request %s: its watchers could not be told that it was cancelled", row.request_id)
+            logger.warning("watchers could not be told of a cancel", request_id=row.request_id)

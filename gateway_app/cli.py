@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from gateway_app import release
 from gateway_app.commands import check_printable, explained
 from gateway_app.governance.api_keys import ApiKeys, Role
 from gateway_app.local.secrets import create_secrets
 from tasks.db import Database
-from tasks.migrating import pending_migrations, upgrade
+from tasks.migrating import read_schema, upgrade
 from tasks.settings import settings
 
 
@@ -94,16 +95,35 @@ def db() -> None:
 @db.command("upgrade")
 @explained
 def db_upgrade() -> None:
-    """Bring the tables to what this release needs."""
-    upgrade(settings().database.url)
-    click.echo("the database is up to date")
+    """Bring the tables to what this release needs. Processes of the release before may run meanwhile."""
+    upgrade(settings().database.url, lambda why: click.echo(f"waiting: {why}", err=True))
+    click.echo(_up_to_date())
+
+
+@db.command("wait")
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds after which to give up, with exit status 1.")
+@explained
+def db_wait(timeout: float) -> None:
+    """Wait until secrets and tables are there, made by somebody else."""
+    release.wait(settings(), timeout, lambda missing: click.echo(f"waiting: {missing}", err=True))
 
 
 @db.command("status")
 @explained
 def db_status() -> None:
     """Say whether migrations are pending; exit with 1 if so."""
-    pending = Database(settings().database).read(pending_migrations)
-    if pending:
-        raise click.ClickException(f"pending: {', '.join(pending)}; run `flask db upgrade`")
-    click.echo("the database is up to date")
+    click.echo(_up_to_date())
+
+
+def _up_to_date() -> str:
+    """Say how the tables are. Raises ClickException if they lack something."""
+    database = Database(settings().database)
+    try:
+        schema = database.read(read_schema)
+    finally:
+        database.close()
+    if schema.pending:
+        raise click.ClickException(f"pending: {', '.join(schema.pending)}; run `flask db upgrade`")
+    if schema.is_newer:
+        return f"the database is of a newer release, at revision {schema.revision}; this release runs on it if it is the one before"
+    return "the database is up to date"

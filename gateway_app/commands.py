@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, date, datetime, time
@@ -11,7 +12,9 @@ from typing import Any
 import click
 
 from gateway_app.audit.events import in_utc
-from tasks.errors import GatewayError
+from tasks import logs
+from tasks.errors import ConfigurationError, GatewayError
+from tasks.settings import settings
 
 
 def explained(command: Callable[..., None]) -> Callable[..., None]:
@@ -19,6 +22,9 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        # A command that needs no configuration, or says what is wrong with it, runs without.
+        with suppress(ConfigurationError):
+            logs.ensure(settings().logs, level=logging.WARNING)
         try:
             command(*args, **kwargs)
         except GatewayError as error:

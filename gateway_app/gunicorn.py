@@ -12,7 +12,7 @@ from tasks.errors import ConfigurationError
 from tasks.settings import settings
 
 try:
-    _gateway = settings().gateway
+    _gateway, _logs = settings().gateway, settings().logs
 except ConfigurationError as error:
     raise SystemExit(f"error: {error.detail}\nhint: {error.hint}") from None
 
@@ -22,7 +22,9 @@ workers = 1
 threads = _gateway.threads
 # Streams are not among these; kept-alive connections without a request are.
 worker_connections = _gateway.threads + 1000
+# Longer than the 60 s of most proxies: the side that sends requests must be the one that closes an idle connection.
 keepalive = 65
+# Whoever kills what is left must wait for longer: deploy/, docs/deploying.md.
 graceful_timeout = 30
 # Of the graceful timeout, what is kept for closing everything when the streams have ended, or have been ended.
 CLOSING_S = 2.0
@@ -31,9 +33,9 @@ OPEN_FILES = 10_240
 # A thread that streams for an hour is healthy: this is about the worker process's own heartbeat.
 timeout = 60
 control_socket_disable = True
-accesslog = "-"
-# The path alone: a query string is the client's text.
-access_log_format = '%(t)s "%(m)s %(U)s" %(s)s %(B)sB %(M)sms'
+logger_class = "gateway_app.gunicorn_log.GunicornLogger"
+loglevel = _logs.level
+accesslog = "-" if _logs.access else None
 
 
 def post_worker_init(worker: Any) -> None:
@@ -44,7 +46,7 @@ def post_worker_init(worker: Any) -> None:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     pump = worker.wsgi.extensions["pump"]
-    pump.access = worker.log.access_log
+    pump.access = worker.log.requests
     pump.enabled = True
     # What there is by now stays: searching all of it for garbage would hold every stream up, again and again.
     gc.collect()

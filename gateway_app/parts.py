@@ -19,6 +19,7 @@ from gateway_app.streaming.pump import Pump
 from gateway_app.streaming.relay import BLOCK_S, Relay
 from gateway_app.streaming.watch import Watcher
 from gateway_app.synchronous import Synchronous
+from tasks import tracing
 from tasks.crypto import KeyWrapper, Signer, derive
 from tasks.db import Database
 from tasks.governance.metaqore import make_projects
@@ -30,6 +31,7 @@ from tasks.queueing.connecting import connect
 from tasks.queueing.keys import QueueKeys
 from tasks.queueing.message import MessageCodec
 from tasks.queueing.publisher import Limits, Publisher
+from tasks.queueing.together import Together
 from tasks.settings import Settings
 
 
@@ -57,6 +59,7 @@ class Parts:
 def make(settings: Settings) -> Parts:
     """Return the parts that `settings` describe. Raises ConfigurationError, which says what to correct."""
     closing = ExitStack()
+    closing.callback(tracing.start(settings.tracing, "metaqore-gateway"))
     gateway, streaming = settings.gateway, settings.streaming
     database = Database(settings.database)
     closing.callback(database.close)
@@ -65,7 +68,8 @@ def make(settings: Settings) -> Parts:
     client = connect(gateway.request_queue_url, gateway.redis_timeout_s, gateway.redis_connections)
     closing.callback(client.close)
     codec = MessageCodec(Signer(settings.secrets.keys("signing_key")), wrapper)
-    publisher = Publisher(client, queue_keys, Limits.of(settings.scheduling))
+    together = Together(client)
+    publisher = Publisher(client, queue_keys, Limits.of(settings.scheduling), together)
     tokenizer = ModelTokenizer(resolve_checkpoint(settings.engine.model_source, settings.engine.revision))
     profiles = Profiles(
         read_profiles(settings.governance.profiles_directory),
@@ -93,7 +97,7 @@ def make(settings: Settings) -> Parts:
     )
     relay_client = connect(gateway.request_queue_url, BLOCK_S + gateway.redis_timeout_s)
     closing.callback(relay_client.close)
-    relay = Relay(relay_client, client, gateway.key_prefix, streaming.buffer_frames)
+    relay = Relay(relay_client, together, gateway.key_prefix, streaming.buffer_frames)
     closing.callback(relay.close)
     watcher = Watcher(
         database=database,

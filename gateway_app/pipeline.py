@@ -11,18 +11,19 @@ process dies, the housekeeper publishes it (`gateway_app.housekeeping`).
 from __future__ import annotations
 
 import hmac
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from sqlalchemy.engine import Row
 
 from gateway_app.admitting import commit
 from gateway_app.assembly import assemble
 from gateway_app.governance.api_keys import Caller
 from gateway_app.governance.interceptor import GovernanceInterceptor
 from gateway_app.profiles import Profiles
-from tasks import lifecycle
+from tasks import lifecycle, tracing
 from tasks.audit.events import Subject
 from tasks.crypto import KeyWrapper, seal
 from tasks.db import Database, now
@@ -30,22 +31,33 @@ from tasks.errors import DatabaseUnavailable, DeadlinePassed, GatewayError, Poli
 from tasks.idempotency import Idempotency, earlier_use
 from tasks.ids import new_request_id
 from tasks.job import Job, TaskRequest
-from tasks.queueing.message import MessageCodec
+from tasks.logs import bind_request, get_logger
+from tasks.metrics import gateway as metrics
+from tasks.queueing.message import MessageCodec, delivery_tag
 from tasks.queueing.publisher import Publisher
+from tasks.tracing.messaging import PUBLISH, publishing
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A request that is recorded, and is queued or will be. `repeated` tells that it is an earlier one, by its idempotency key."""
+    """A request that is recorded, and is queued or will be. `row` is what was committed of it.
 
-    request_id: str
+    `repeated` tells that it is an earlier one, by its idempotency key.
+    """
+
+    row: Row[Any]
     task: TaskRequest
     sensitivity: str
     provider: str
     prompt_tokens: int
     repeated: bool = False
+
+    @property
+    def request_id(self) -> str:
+        """Return the id of the request."""
+        return str(self.row.request_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +88,18 @@ class Pipeline:
         repeats, for the record.
         """
         request_id = request_id or new_request_id()
+        bind_request(request_id)
         decided: Mapping[str, Any] = {}
         try:
             task = read()
-            decision = self.governance.decide(caller.organization, task, task.agent or self.model_name)
-            decided = decision.columns
-            decision.enforce()
+            with tracing.span("governance") as span:
+                decision = self.governance.decide(caller.organization, task, task.agent or self.model_name)
+                decided = decision.columns
+                span.set({"metaqore.sensitivity": decided["sensitivity"]})
+                decision.enforce()
             if retry_of is not None:
                 decided = {**decided, "details": {**decided["details"], "retry_of": retry_of}}
-            prompt_tokens, holder = self._admit(caller, request_id, task, decided, idempotency)
+            prompt_tokens, row = self._admit(caller, request_id, task, decided, idempotency)
         except DatabaseUnavailable as error:
             # A refusal cannot be recorded either; the caller is told to come back.
             error.request_id = request_id
@@ -92,8 +107,13 @@ class Pipeline:
         except GatewayError as refusal:
             self.refuse(caller, refusal, request_id, decided)
             raise
-        repeated = holder != request_id
-        return Accepted(holder, task, decided["sensitivity"], decided["provider"], prompt_tokens, repeated=repeated)
+        if (span := tracing.current()).recording:
+            span.set({"metaqore.request.id": row.request_id, "metaqore.organization": caller.organization})
+            if task.agent is not None:
+                span.set({"gen_ai.agent.name": task.agent})
+        repeated = row.request_id != request_id
+        bind_request(row.request_id)
+        return Accepted(row, task, decided["sensitivity"], decided["provider"], prompt_tokens, repeated=repeated)
 
     def idempotency(self, key: str | None, body: bytes) -> Idempotency | None:
         """Return what is remembered of an Idempotency-Key and the body it came with."""
@@ -111,6 +131,7 @@ class Pipeline:
     ) -> None:
         """Record that the caller's request is answered with `refusal`. Raises DatabaseUnavailable if it cannot be."""
         refusal.request_id = request_id = request_id or new_request_id()
+        bind_request(request_id)
         facts = dict(decided or {})
         subject = Subject(request_id, caller.organization, caller.key_id, facts.pop("agent_name", None))
         kind: Literal["vetoed", "failed"] = "vetoed" if isinstance(refusal, PolicyVeto) else "failed"
@@ -123,14 +144,16 @@ class Pipeline:
         task: TaskRequest,
         decided: Mapping[str, Any],
         idempotency: Idempotency | None,
-    ) -> tuple[int, str]:
+    ) -> tuple[int, Row[Any]]:
         """Assemble the prompt, commit the request with its events, and publish it.
 
-        Returns the length of the prompt in tokens, and the id of the request that holds now.
+        Returns the length of the prompt in tokens, and the row of the request that holds now.
         """
         profiles, organization = self.profiles, caller.organization
         active = profiles.get(organization, task.agent, request_id) if task.agent else None
-        prompt, sampling = assemble(task, active, lambda: profiles.cold(organization), self.context_window)
+        with tracing.span("assemble prompt") as span:
+            prompt, sampling = assemble(task, active, lambda: profiles.cold(organization), self.context_window)
+            span.set({"metaqore.prompt_tokens": prompt.token_count})
         if idempotency is None or not self._used(organization, idempotency):
             if task.deadline is not None and task.deadline <= now():
                 raise DeadlinePassed
@@ -157,15 +180,21 @@ class Pipeline:
             static_profile_hash=prompt.static_profile_hash,
             data_key=wrapped_key,
             payload=seal(data_key, payload, f"payload:{request_id}"),
-            columns={"api": task.api, "priority": task.priority, "deadline": task.deadline},
+            columns={
+                "api": task.api,
+                "priority": task.priority,
+                "deadline": task.deadline,
+                "trace_context": tracing.current().context,
+            },
             idempotency=idempotency,
             message=message,
             prompt_tokens=prompt.token_count,
         )
-        holder = commit(self.database, admission, decided["details"].get("retry_of"))
-        if holder == request_id:
+        with tracing.span("commit"):
+            row = commit(self.database, admission, decided["details"].get("retry_of"))
+        if row.request_id == request_id:
             self._publish(job, wrapped_key, message)
-        return prompt.token_count, holder
+        return prompt.token_count, row
 
     def _used(self, organization: str, idempotency: Idempotency) -> bool:
         """Tell whether the request was taken already: then it needs no room in the queue, and was in time."""
@@ -174,6 +203,8 @@ class Pipeline:
 
     def _publish(self, job: Job, wrapped_key: bytes, message: bytes) -> None:
         try:
-            self.publisher.publish(self.codec.encode(job, wrapped_key, message))
+            with tracing.span(PUBLISH, publishing(delivery_tag(job.request_id, job.epoch)), "producer"):
+                self.publisher.publish(self.codec.encode(job, wrapped_key, message, tracing.current().context))
         except QueueUnavailable:
-            logger.warning("request %s: the queue went away; the housekeeper will publish it", job.request_id)
+            metrics.UNPUBLISHED.inc()
+            logger.warning("the queue went away; the housekeeper will publish this", request_id=job.request_id)

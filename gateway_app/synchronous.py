@@ -22,7 +22,7 @@ from gateway_app.streaming.watch import Watcher
 from tasks.errors import Cancelled, by_code
 from tasks.job import Result
 from tasks.schema import TERMINAL_STATES
-from tasks.stream import START, Cursor, Frame
+from tasks.stream import START, Cursor, Frame, gathered
 
 #: How often a client's socket is looked at.
 LOOK_S = 0.5
@@ -38,8 +38,9 @@ class Synchronous:
 
     def result(self, row: Row[Any], gone: Callable[[], bool]) -> Result:
         """Return the whole answer. Raises the error that the request ended with; a client that is gone gets one too."""
-        for _ in self.frames(row, gone):
-            pass
+        said = [frame for frame in self.frames(row, gone) if frame is not None]
+        if said and said[-1].event == "completed":
+            return gathered(said)
         row = self.watcher.find(row.request_id, row.organization)
         result = self.watcher.result(row)
         if row.state == "completed" and result is not None:

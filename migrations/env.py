@@ -6,8 +6,12 @@ from alembic import context
 from sqlalchemy.engine import Engine
 
 from tasks.db import create_engine
+from tasks.migrating import LOCK_TIMEOUT_S, UpgradeUnderWay
 from tasks.schema import metadata
 from tasks.settings import DatabaseGroup
+
+#: PostgreSQL's advisory lock that the one upgrade holds.
+LOCK = 7355608
 
 
 def run(engine: Engine) -> None:
@@ -17,7 +21,9 @@ def run(engine: Engine) -> None:
         context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
         with context.begin_transaction():
             if connection.dialect.name == "postgresql":
-                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7355608)")
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S:g}s'")
+                if not connection.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({LOCK})").scalar_one():
+                    raise UpgradeUnderWay
             context.run_migrations()
 
 

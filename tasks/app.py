@@ -13,7 +13,9 @@ from urllib.parse import quote
 from celery import Celery
 from kombu import Exchange, Queue
 
+from tasks import flower
 from tasks.errors import ConfigurationError
+from tasks.logs import workers as _logging  # noqa: F401  importing it has Celery's processes log as all others do
 from tasks.queueing import transport
 from tasks.queueing.address import Address, parse
 from tasks.queueing.connecting import CONNECT_TIMEOUT_S
@@ -28,6 +30,8 @@ def configuration() -> dict[str, Any]:
     except ConfigurationError as error:
         raise SystemExit(f"error: {error.detail}\nhint: {error.hint}") from None
     transport.register()
+    if flower.is_starting():
+        flower.prepare(options)
     address = parse(options.gateway.request_queue_url)
     queue = Queue(FAMILY, Exchange(FAMILY, type="topic"), routing_key=f"{FAMILY}.#")
     return {
@@ -59,6 +63,8 @@ def configuration() -> dict[str, Any]:
         "worker_concurrency": options.engine.max_num_seqs,
         "worker_prefetch_multiplier": 1,
         "worker_hijack_root_logger": True,
+        "worker_send_task_events": options.flower.events,
+        "task_send_sent_event": False,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
     }
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,9 +26,23 @@ from sqlalchemy.engine import Connection, Engine, make_url
 
 from tasks.db_errors import as_told, is_away, is_read_only, unavailable
 from tasks.errors import DatabaseUnavailable
+from tasks.metrics import shared as metrics
 from tasks.settings import DatabaseGroup
 
 T = TypeVar("T")
+#: Where a connection's `info` has the kinds and codes of the events that its transaction adds, to be counted afterwards.
+ADDED = "metaqore_events_added"
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseLoad:
+    """Connections for reading that are in use, idle, and kept; writes that wait, and the age of the oldest in seconds."""
+
+    in_use: int
+    idle: int
+    size: int
+    uncommitted: int
+    uncommitted_s: float
 
 
 def now() -> datetime:
@@ -40,9 +56,12 @@ class Database:
     def __init__(self, settings: DatabaseGroup) -> None:
         self._settings = settings
         self._engine = create_engine(settings, settings.pool_size)
+        self._asking = self._engine.execution_options(one_statement=True)
         # The writer's own: readers that hold every connection must not keep an answer from being recorded.
-        self._writing = create_engine(settings, 1)
+        # SQLite must take its write lock before it reads, or two processes deadlock on the upgrade.
+        self._writing = create_engine(settings, 1).execution_options(immediate=True)
         self._waiting: queue.SimpleQueue[_Write[Any] | None] = queue.SimpleQueue()
+        self._committing: list[_Write[Any]] = []
         self._writer = threading.Thread(target=self._write_forever, name="database-writer", daemon=True)
         self._writer.start()
 
@@ -51,18 +70,34 @@ class Database:
 
         Raises DatabaseUnavailable if the database cannot be reached.
         """
-        try:
-            with self._engine.connect() as connection:
-                return work(connection)
-        except sa.exc.SQLAlchemyError as error:
-            if is_away(error):
-                raise unavailable(error) from None
-            raise
+        with _told_as_unavailable(), self._engine.connect() as connection:
+            return work(connection)
+
+    def row(self, query: sa.Executable, parameters: Mapping[str, Any]) -> sa.Row[Any] | None:
+        """Return the one row that `query` gives, or None. One statement needs no transaction around it.
+
+        Raises DatabaseUnavailable if the database cannot be reached.
+        """
+        with _told_as_unavailable(), self._asking.connect() as connection:
+            return connection.execute(query, parameters).one_or_none()
 
     @property
     def timeout_s(self) -> float:
         """Return the longest wait for a connection, a lock or a statement, in seconds."""
         return self._settings.timeout_s
+
+    @property
+    def load(self) -> DatabaseLoad:
+        """Return how much the database has to do for this process now."""
+        pool: Any = self._engine.pool
+        group, at = self._committing, time.monotonic()
+        return DatabaseLoad(
+            in_use=pool.checkedout(),
+            idle=pool.checkedin(),
+            size=self._settings.pool_size,
+            uncommitted=len(group) + self._waiting.qsize(),
+            uncommitted_s=at - group[0].handed_over_at if group else 0.0,
+        )
 
     def write(self, work: Callable[[Connection], T]) -> T:
         """Return what `work` returned, once it is committed.
@@ -102,7 +137,9 @@ class Database:
                     break
                 group.append(write)
             if wanted := [write for write in group if write.future.set_running_or_notify_cancel()]:
+                self._committing = wanted
                 self._commit(wanted)
+                self._committing = []
             if closing:
                 return
 
@@ -132,12 +169,14 @@ class Database:
 
     def _transact(self, group: list[_Write[Any]]) -> None:
         """Commit the group and tell its callers. Raises _Away if the database is, else what a function raised."""
+        began = time.monotonic()
         with _noticing_absence():
-            # SQLite must take its write lock before it reads, or two processes deadlock on the upgrade.
-            connection = self._writing.execution_options(immediate=True).connect()
+            connection = self._writing.connect()
         with connection:
             with _noticing_absence():
                 transaction = connection.begin()
+            added: list[tuple[str, str | None]] = []
+            connection.info[ADDED] = added
             try:
                 results = [write.work(connection) for write in group]
             except sa.exc.DBAPIError as error:
@@ -148,6 +187,7 @@ class Database:
                 raise
             with _noticing_absence(undecided=True):
                 transaction.commit()
+        metrics.committed(began, group[0].handed_over_at, len(group), added)
         for write, result in zip(group, results, strict=True):
             write.future.set_result(result)
 
@@ -158,6 +198,7 @@ class _Away(Exception):
     def __init__(self, error: Exception, *, undecided: bool = False) -> None:
         super().__init__()
         self.error, self.undecided = error, undecided
+        metrics.COMMITS_FAILED.labels("undecided" if undecided else "away").inc()
 
     def told(self) -> DatabaseUnavailable:
         """Return what the callers are told whose work it was."""
@@ -174,6 +215,16 @@ def _noticing_absence(*, undecided: bool = False) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _told_as_unavailable() -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.SQLAlchemyError as error:
+        if is_away(error):
+            raise unavailable(error) from None
+        raise
+
+
 def _fail(group: list[_Write[Any]], error: Exception) -> None:
     for write in group:
         write.future.set_exception(error)
@@ -182,10 +233,11 @@ def _fail(group: list[_Write[Any]], error: Exception) -> None:
 class _Write(Generic[T]):
     """One function waiting for the writer."""
 
-    __slots__ = ("future", "work")
+    __slots__ = ("future", "handed_over_at", "work")
 
     def __init__(self, work: Callable[[Connection], T]) -> None:
         self.work = work
+        self.handed_over_at = time.monotonic()
         self.future: Future[T] = Future()
 
 
@@ -230,5 +282,6 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    immediate = connection.get_execution_options().get("immediate")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+    options = connection.get_execution_options()
+    if not options.get("one_statement"):
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("immediate") else "BEGIN")

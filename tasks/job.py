@@ -121,7 +121,7 @@ class Job:
     """What a worker needs to run one request, as carried (signed and encrypted) by a queue message.
 
     `epoch` is raised in SQL each time the request is published: a message of an older epoch is refused.
-    `published_at` is in seconds since the Unix epoch.
+    `published_at` is in seconds since the Unix epoch. `trace_context` is the trace it belongs to, if one is recorded.
     """
 
     request_id: str
@@ -133,6 +133,7 @@ class Job:
     data_key: bytes
     tools: ToolUse | None = None
     priority: Priority = "normal"
+    trace_context: str | None = None
 
 
 class Usage(Frozen):

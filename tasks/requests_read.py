@@ -8,14 +8,23 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
+from tasks.db import Database
 from tasks.schema import audit_events, requests
+
+# Statements that every request needs are built once: building one takes longer than SQLite takes to run it.
+_FIND = sa.select(requests).where(
+    requests.c.request_id == sa.bindparam("request_id"), requests.c.organization == sa.bindparam("organization")
+)
 
 
 def find(connection: Connection, request_id: str, organization: str) -> Row[Any] | None:
     """Return the request's row, or None if this organization has no such request."""
-    return connection.execute(
-        sa.select(requests).where(requests.c.request_id == request_id, requests.c.organization == organization)
-    ).one_or_none()
+    return connection.execute(_FIND, {"request_id": request_id, "organization": organization}).one_or_none()
+
+
+def found(database: Database, request_id: str, organization: str) -> Row[Any] | None:
+    """Return the same, of what is committed. Raises DatabaseUnavailable."""
+    return database.row(_FIND, {"request_id": request_id, "organization": organization})
 
 
 def page(
@@ -44,3 +53,17 @@ def veto_of(connection: Connection, request_id: str) -> Mapping[str, Any] | None
     )
     held = connection.execute(query).scalar()
     return held.get("veto") if held else None
+
+
+def lost_attempt(connection: Connection, request_id: str, number: int) -> Row[Any] | None:
+    """Return the event with which an attempt before the last one began, if no event says that it was given back."""
+    given_back = sa.select(sa.literal(1)).where(
+        audit_events.c.request_id == request_id, audit_events.c.kind == "requeued", audit_events.c.attempt == number
+    )
+    query = sa.select(audit_events).where(
+        audit_events.c.request_id == request_id,
+        audit_events.c.kind == "started",
+        audit_events.c.attempt == number,
+        ~given_back.exists(),
+    )
+    return connection.execute(query).one_or_none()

@@ -25,6 +25,7 @@ from sqlalchemy import (
 )
 
 from tasks.schema_types import Document, RequestId, UtcDateTime, quoted
+from tasks.tracing.context import CONTEXT_MAX
 
 metadata = MetaData()
 
@@ -106,6 +107,8 @@ requests = Table(
     Column("excused", Integer, nullable=False, server_default="0"),
     # Until when the next attempt waits, after one that failed.
     Column("not_before", UtcDateTime),
+    # The trace it belongs to, as `tasks.tracing.context` writes it; NULL where none is recorded.
+    Column("trace_context", String(CONTEXT_MAX)),
     CheckConstraint(f"state IN ({quoted(STATES)})", name="requests_state"),
     Index("requests_by_organization", "organization", "request_id"),
     # What has not ended: the housekeeper walks through it, however many requests have.

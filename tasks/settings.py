@@ -266,6 +266,45 @@ class AuditGroup(Group):
     max_exports: int = Field(default=8, ge=1, description="Exports over HTTP that one web process runs at once.")
 
 
+class LogsGroup(Group):
+    """What the processes say, one event a line. See [logs.md](logs.md)."""
+
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="`console` is text for a person; `auto`: on a terminal `console`, elsewhere `json`."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least that is shown. Celery's `--loglevel` and gunicorn's `--log-level` go first."
+    )
+    access: bool = Field(default=True, description="A line for each HTTP request, on standard output.")
+    core_dumps: bool = Field(
+        default=False, description="Let the kernel write core dumps, in which prompts are, of processes that crash."
+    )
+
+
+class FlowerGroup(Group):
+    """Celery's dashboard. See [flower.md](flower.md)."""
+
+    events: bool = Field(
+        default=False, description="Workers tell of every task as it happens, and Flower has them do so."
+    )
+
+
+class MetricsGroup(Group):
+    """Where Prometheus finds the metrics. See [metrics.md](metrics.md)."""
+
+    gateway_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="A port of their own for a gateway's; default: /metrics on the gateway's port. 0: nowhere.",
+    )
+    worker_port: int = Field(
+        default=9470, ge=0, le=65535, description="A worker's; where it is taken, the first free of the next nine. 0: none."
+    )
+    housekeeper_port: int = Field(default=9480, ge=0, le=65535, description="The same for a housekeeper.")
+    host: str = Field(default="127.0.0.1", description="The address that these ports are on.")
+
+
 class FilesGroup(Group):
     """Files that clients upload for batches."""
 
@@ -282,6 +321,10 @@ class SecretsGroup(Group):
     key_pepper: SecretStr | None = None
     metaqore_api_key: SecretStr | None = Field(
         default=None, description="The MetaQore server's API key, as it is: one line, no hexadecimal."
+    )
+
+    flower_password: SecretStr | None = Field(
+        default=None, description="What Flower asks for, of the user `flower`: one line, as it is."
     )
 
     def keys(self, name: str) -> tuple[bytes, ...]:
@@ -315,6 +358,11 @@ class SecretsGroup(Group):
             raise ConfigurationError(f"{where} must hold one API key: printable ASCII without spaces")
         return key
 
+    def flower_password_text(self) -> str | None:
+        """Return what Flower asks for, or None if there is neither variable nor file, or nothing in it."""
+        text, _ = self._text("flower_password")
+        return (text or "").strip() or None
+
     def _text(self, name: str) -> tuple[str | None, str]:
         """Return what secret `name` holds, None if there is neither variable nor file, and where that is or would be."""
         given: SecretStr | None = getattr(self, name)
@@ -327,6 +375,32 @@ class SecretsGroup(Group):
             return None, str(path)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"secret {name} cannot be read from {path}: {error.__class__.__name__}") from None
+
+
+class TracingGroup(Group):
+    """Traces of requests. What is sent, and where, is said by OpenTelemetry's own variables."""
+
+    enabled: bool | None = Field(
+        default=None, description="Record them; default: if OTEL_TRACES_EXPORTER or an OTLP endpoint is set."
+    )
+    accept_context: bool = Field(
+        default=True, description="Go on with the trace that a client names in traceparent, as sampled or not as it says."
+    )
+    flush_s: float = Field(default=3.0, ge=0, description="What a process that ends takes at most to send the last.")
+
+    @property
+    def exporters(self) -> tuple[str, ...]:
+        """Return which exporters are to be used, as plug-ins are named; none if nothing is to be recorded."""
+        chosen = os.environ.get("OTEL_TRACES_EXPORTER", "").strip()
+        endpoint = any(os.environ.get(f"OTEL_EXPORTER_OTLP_{part}ENDPOINT") for part in ("", "TRACES_"))
+        wanted = bool(chosen) or endpoint if self.enabled is None else self.enabled
+        if not wanted or chosen == "none" or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+            return ()
+        protocols = [os.environ.get(f"OTEL_EXPORTER_OTLP_{part}PROTOCOL") for part in ("TRACES_", "")]
+        grpc = next(filter(None, protocols), "http/protobuf") == "grpc"
+        otlp = "otlp_proto_grpc" if grpc else "otlp_proto_http"
+        names = [name.strip() for name in (chosen or "otlp").split(",")]
+        return tuple(otlp if name == "otlp" else name for name in names if name)
 
 
 SECRET_NAMES = ("master_key", "signing_key", "organization_salt", "key_pepper")
@@ -354,6 +428,10 @@ class Settings(BaseSettings):
     streaming: StreamingGroup = StreamingGroup()
     audit: AuditGroup = AuditGroup()
     files: FilesGroup = FilesGroup()
+    tracing: TracingGroup = TracingGroup()
+    logs: LogsGroup = LogsGroup()
+    metrics: MetricsGroup = MetricsGroup()
+    flower: FlowerGroup = FlowerGroup()
     secrets: SecretsGroup = SecretsGroup()
 
     @classmethod

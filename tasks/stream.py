@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -123,6 +123,15 @@ def replay(attempt: int, result: Result, state: str = "completed", code: str | N
         yield completed(Cursor(attempt, sequence + 1), result)
     else:
         yield ended(attempt, state, code)
+
+
+def gathered(frames: Sequence[Frame]) -> Result:
+    """Return the result that a whole stream, with `completed` as its last frame, carried: what `replay` was given."""
+    last = frames[-1]
+    pieces = (frame.data for frame in frames if frame.event == "delta" and frame.cursor.attempt == last.cursor.attempt)
+    reasons = last.data.get("finish_reasons") or [last.data["finish_reason"]]
+    facts = {name: last.data[name] for name in ("model", "usage", "timings")}
+    return Result.model_validate({"pieces": tuple(pieces), "finish_reasons": reasons, **facts}, strict=False)
 
 
 def _all_reasons(result: Result) -> dict[str, Any]:

@@ -38,6 +38,7 @@ RUN_VLLM = (
 #: The files that take longest, besides. xdist by itself begins with those that have the most tests, and these have few:
 #: left for the end, one of them would run alone while the other processes have nothing to do.
 LONG = (
+    "tests/upgrade/test_rolling_upgrade.py",
     "tests/chaos/test_chaos.py",
     "tests/gateway_app/test_rolling_restart.py",
     "tests/gateway_app/batches/test_driving.py",
@@ -94,7 +95,7 @@ def secrets_directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     The developer's own environment, gateway.json and var/ are out of reach.
     """
     for name in os.environ:
-        if name.startswith(PREFIX) or name in ("REDIS_URL", "DATABASE_URL"):
+        if name.startswith((PREFIX, "OTEL_")) or name in ("REDIS_URL", "DATABASE_URL"):
             monkeypatch.delenv(name)
     folder = tmp_path_factory.mktemp("settings")
     (folder / "gateway.json").write_text("{}", encoding="utf-8")

@@ -17,6 +17,7 @@ from gateway_app.streaming.watch import Watcher
 from tasks.crypto import KeyWrapper
 from tasks.db import Database
 from tasks.queueing.connecting import connect
+from tasks.queueing.together import Together
 from tasks.settings import settings
 from tests.played_worker import PREFIX
 
@@ -40,7 +41,7 @@ class SocketGateway:
             reading, other = connect(url, BLOCK_S + 15), connect(url, 15)
             for client in (reading, other):
                 closing.callback(client.close)
-            relay = Relay(reading, other, PREFIX, configured.streaming.buffer_frames)
+            relay = Relay(reading, Together(other), PREFIX, configured.streaming.buffer_frames)
             closing.callback(relay.close)
             self.sockets = OpenSockets(most)
             wrapper = KeyWrapper(configured.secrets.keys("master_key"))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import redis
 
-logger = logging.getLogger(__name__)
+from tasks.logs import get_logger
+
+logger = get_logger(__name__)
 _RETRY_S = 0.5
 _CANCEL_AGAIN_S = 0.5
 
@@ -20,7 +21,7 @@ async def through_outages(work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
         except redis.RedisError as error:
-            logger.warning("redis did not take it: %s", type(error).__name__)
+            logger.warning("redis did not take it", error=type(error).__name__)
         await asyncio.sleep(_RETRY_S)
 
 

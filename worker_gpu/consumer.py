@@ -12,8 +12,9 @@ request stands behind it, the database knows it, and it is published again.
 
 from __future__ import annotations
 
-import logging
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from celery import bootsteps, current_app, shared_task
@@ -23,6 +24,7 @@ from celery.worker.request import Request
 from kombu.message import Message
 
 from tasks.errors import MessageRejected
+from tasks.logs import get_logger
 from tasks.queueing.keys import TASK_NAME
 from tasks.queueing.reconnecting import Consumer
 from tasks.queueing.transport import record_of
@@ -30,12 +32,18 @@ from worker_gpu import control  # noqa: F401  its commands register themselves
 from worker_gpu.delivery import Delivery, read, tag_of
 from worker_gpu.engine_step import EngineStep
 from worker_gpu.runtime import Runtime
+from worker_gpu.scopes import Outcome
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class QueueConsumer(Consumer):
     """Celery's consumer, for messages that are leased."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        #: What has ended, and Celery has not heard of yet.
+        self._ended: deque[tuple[Request, Outcome, float]] = deque()
 
     @property
     def runtime(self) -> Runtime:
@@ -76,6 +84,13 @@ class QueueConsumer(Consumer):
         """Refuse what cannot be decoded. The error's text may quote it."""
         self._set_aside(message, f"the message cannot be read: {type(exc).__name__}")
 
+    def tell_of_the_rest(self) -> None:
+        """Tell whoever watches of what ended while the worker drained: Celery's loop, which sends events, has ended."""
+        self._finish()
+        if self.event_dispatcher is not None:
+            with suppress(*self.connection_errors):
+                self.event_dispatcher.flush()
+
     def cancel_active_requests(self) -> None:
         """Give back what runs, at once: Celery would have its pool terminate it."""
         self.runtime.drain(hurry=True)
@@ -87,15 +102,24 @@ class QueueConsumer(Consumer):
         state.task_accepted(request)
         request.send_event("task-started")
 
-        def done(succeeded: bool, seconds: float) -> None:
-            self.call_soon(_finish, request, succeeded, seconds)
+        def done(outcome: Outcome, seconds: float) -> None:
+            self._ended.append((request, outcome, seconds))
+            self.call_soon(self._finish)
 
         self.runtime.submit(delivery, done)
+
+    def _finish(self) -> None:
+        """Back on Celery's loop: return the consumer's credit and tell whoever watches."""
+        while self._ended:
+            request, outcome, seconds = self._ended.popleft()
+            state.task_ready(request, successful=outcome == "completed")
+            request.acknowledge()
+            _tell(request, outcome, seconds)
 
     def _set_aside(self, message: Any, why: str) -> None:
         """Refuse a message. Where it is leased it is out of the queue; where it is not, the queue has it no more."""
         tag = tag_of(message)
-        logger.error("message %s refused: %s", tag, why)
+        logger.error("a message is refused", tag=tag, why=why)
         if tag is not None:
             self.runtime.refuse(tag, record_of(message), why)
         if hasattr(message, "ack_log_error"):
@@ -138,12 +162,14 @@ def _shown(consumer: QueueConsumer, message: Any, delivery: Delivery) -> Request
     )
 
 
-def _finish(request: Request, succeeded: bool, seconds: float) -> None:
-    """Back on Celery's loop: return the consumer's credit and tell whoever watches."""
-    state.task_ready(request, successful=succeeded)
-    request.acknowledge()
-    if succeeded:
+def _tell(request: Request, outcome: Outcome, seconds: float) -> None:
+    """Send the event that Celery has for what became of a request. What has gone back into the queue is tried again."""
+    if outcome == "completed":
         request.send_event("task-succeeded", result="", runtime=seconds)
+    elif outcome in ("cancelled", "expired"):
+        request.send_event("task-revoked", terminated=False, signum=None, expired=outcome == "expired")
+    elif outcome in ("queued", "fenced"):
+        request.send_event("task-retried", exception="", traceback="")
     else:
         request.send_event("task-failed", exception="", traceback="")
 

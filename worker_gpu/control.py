@@ -7,13 +7,14 @@ the database, which one of them does first; so the request ends as by `DELETE`, 
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from celery.worker.control import control_command, ok
 from kombu.utils.functional import maybe_list
 
-logger = logging.getLogger(__name__)
+from tasks.logs import get_logger
+
+logger = get_logger(__name__)
 #: Of one command, so many ids are looked up at most.
 _MAX_IDS = 1000
 
@@ -22,7 +23,7 @@ _MAX_IDS = 1000
 def revoke(state: Any, task_id: Any, **_how: Any) -> dict[str, str]:
     """Cancel requests by their ids, whether they wait or run; `terminate` and `signal` change nothing."""
     ids = [one for one in maybe_list(task_id) or [] if isinstance(one, str)][:_MAX_IDS]
-    logger.info("cancelling %d revoked requests", len(ids))
+    logger.info("cancelling revoked requests", count=len(ids))
     state.consumer.runtime.revoke(ids)
     return dict(ok(f"cancelling {len(ids)} requests"))
 

@@ -8,7 +8,6 @@ for. Whatever Celery does meanwhile, nothing is lost by it: what is not given ba
 
 from __future__ import annotations
 
-import logging
 import os
 from contextlib import suppress
 from typing import Any
@@ -18,10 +17,11 @@ from celery.signals import worker_ready, worker_shutting_down
 from celery.worker import state
 
 from tasks.errors import GatewayError
+from tasks.logs import get_logger
 from tasks.settings import settings
 from worker_gpu.runtime import Runtime
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 #: sysexits' EX_SOFTWARE: a supervisor restarts the worker.
 EXIT_ENGINE_DEAD = 70
 #: sysexits' EX_CONFIG: starting again will not help.
@@ -42,7 +42,7 @@ class EngineStep(bootsteps.StartStopStep):  # type: ignore[misc]
         try:
             runtime.start()
         except GatewayError as error:
-            logger.critical("the worker cannot start: %s %s", error.detail, error.hint)
+            logger.critical("the worker cannot start", detail=error.detail, hint=error.hint)
             raise SystemExit(EXIT_CONFIGURATION) from None
         worker.runtime = runtime
 
@@ -58,6 +58,7 @@ class EngineStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Let what is running finish for a while, then end the engine."""
         if worker.runtime is not None:
             worker.runtime.stop()
+            worker.consumer.tell_of_the_rest()
             worker.runtime = None
 
     def terminate(self, worker: Any) -> None:

@@ -10,7 +10,6 @@ that the engine's death ends do: the request may be what killed it.
 
 from __future__ import annotations
 
-import logging
 import random
 from dataclasses import dataclass
 from typing import Final
@@ -19,14 +18,17 @@ from tasks import lifecycle
 from tasks.backoff import delay_s
 from tasks.errors import AttemptsExhausted, MessageRejected
 from tasks.lifecycle import Attempt
+from tasks.logs import get_logger
+from tasks.metrics import worker as metrics
 from tasks.queueing.leases import Leases
 from tasks.settings import SchedulingGroup
 from tasks.stream import ended
+from worker_gpu import tracing
 from worker_gpu.records import Records
 from worker_gpu.scopes import Scope
 from worker_gpu.streams import RequestStream
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 #: A message that this worker cannot verify may be fit for another, which has a key that it lacks.
 UNVERIFIED_PAUSE_S: Final = 5.0
 UNVERIFIED_TIMES: Final = 3
@@ -63,7 +65,9 @@ class Returns:
 
     def fenced(self, scope: Scope, attempt: Attempt) -> None:
         """Leave the message to the attempt that has taken over: it is no longer ours to drop."""
-        logger.warning("request %s: attempt %d was fenced off", scope.request_id, attempt.number)
+        metrics.FENCED.inc()
+        logger.warning("an attempt was fenced off", request_id=scope.request_id, attempt=attempt.number)
+        scope.outcome = "fenced"
         if scope.reason == "republished":
             self.drop(scope)
         elif scope.reason != "superseded":
@@ -71,7 +75,7 @@ class Returns:
 
     def refuse(self, tag: str, came_back: int, error: MessageRejected) -> None:
         """Set aside a message that no gateway wrote as it is, once others have had a chance to read it."""
-        logger.error("message %s refused: %s", tag, error.detail)
+        logger.error("a message is refused", tag=tag, why=error.detail)
         if came_back + 1 < UNVERIFIED_TIMES:
             self.leases.give_back(tag, UNVERIFIED_PAUSE_S)
         else:
@@ -106,7 +110,9 @@ class Returns:
         became = await self.records.write(
             lambda on: lifecycle.give_back(on, attempt, code, delay_s=pause_s, max_attempts=max_attempts)
         )
-        logger.info("request %s: attempt %d ended with %s: %s", scope.request_id, attempt.number, code, became)
+        logger.info("an attempt ended", request_id=scope.request_id, attempt=attempt.number, code=code, outcome=became)
+        tracing.became(became, code, excused=max_attempts is None)
+        scope.outcome = became
         if became == "fenced":
             self.fenced(scope, attempt)
         elif became == "queued":

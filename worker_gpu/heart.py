@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Callable
 from typing import Literal
 
 import redis
 from redis.asyncio import Redis
 
+from tasks.logs import get_logger
 from tasks.queueing.heartbeats import INTERVAL_S, TTL_S
 from tasks.queueing.keys import QueueKeys
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 _STOP_S = 1.0
 State = Literal["loading", "ready", "draining", "dead"]
 

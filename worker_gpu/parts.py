@@ -70,6 +70,7 @@ def make_parts(settings: Settings, worker: str, on_lost: Callable[[str], None], 
     streams = StreamWriter(client, settings.gateway.key_prefix, settings.streaming)
     runner = Runner(
         engine=engine,
+        engine_name=settings.engine.kind,
         records=records,
         codec=MessageCodec(Signer(settings.secrets.keys("signing_key")), wrapper),
         static_parts=StaticParts(database, wrapper, ModelTokenizer(checkpoint).fingerprint),
@@ -79,7 +80,7 @@ def make_parts(settings: Settings, worker: str, on_lost: Callable[[str], None], 
         model=settings.engine.model_name,
         max_attempts=settings.scheduling.max_attempts,
         salt=settings.secrets.keys("organization_salt")[0],
-        recheck=Recheck(database, default_policy(settings.governance), projects).refusal,
+        recheck=Recheck(database, default_policy(settings.governance), projects),
         patience=Patience(client, settings.gateway.key_prefix, settings.metaqore.patience_s),
     )
     cancels = Cancels(database, client, keys, runner.scopes)

@@ -10,14 +10,16 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from tasks.db import Database, now
 from tasks.errors import DatabaseUnavailable
+from tasks.requests_read import lost_attempt
 from tasks.schema import requests
+from tasks.tracing import span
 
 T = TypeVar("T")
 RETRY_S = 1.0
@@ -31,7 +33,12 @@ class Records:
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Return what `work` returned, once it is committed."""
-        return await self.when_there(lambda: asyncio.wrap_future(self._database.submit(work)))
+        return await self.when_there(lambda: self.try_write(work))
+
+    async def try_write(self, work: Callable[[Connection], T]) -> T:
+        """Return the same, tried once. Raises DatabaseUnavailable."""
+        with span("commit"):
+            return await asyncio.wrap_future(self._database.submit(work))
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Return what `work`, which blocks, returns."""
@@ -47,6 +54,10 @@ class Records:
         query = query.where(requests.c.request_id == request_id)
         left = await self.in_thread(lambda: self._database.read(lambda on: on.execute(query).scalar_one_or_none()))
         return 0 if left is None else int(left)
+
+    def lost_attempt(self, request_id: str, number: int) -> Row[Any] | None:
+        """Return the event with which an attempt began that nobody gave back, if there is one. Blocks."""
+        return self._database.read(lambda on: lost_attempt(on, request_id, number))
 
     async def result(self, request_id: str) -> bytes | None:
         """Return what is stored of the request's answer, sealed."""

@@ -19,35 +19,39 @@ give it back, refuse it, or leave it to whoever has taken over.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, aclosing, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import ValidationError
+from sqlalchemy.engine import Connection
 
 from tasks import lifecycle
 from tasks.crypto import DecryptionFailed, derive, seal, unseal
-from tasks.errors import EngineDead, EngineFailed, GatewayError, MessageRejected
+from tasks.errors import DatabaseUnavailable, EngineDead, EngineFailed, GatewayError, MessageRejected
+from tasks.governance.recheck import Recheck
 from tasks.job import Job, Result
 from tasks.lifecycle import Attempt, NotStarted, Refusal
+from tasks.logs import bind_request, get_logger
 from tasks.queueing.message import MessageCodec, delivery_tag
 from tasks.schema import TERMINAL_STATES
 from tasks.stream import completed, ended
+from tasks.tracing import current, span
+from worker_gpu import tracing
 from worker_gpu.answer import Answer
 from worker_gpu.engines.base import Engine, GenerationRequest
 from worker_gpu.giving_back import Returns
 from worker_gpu.patience import Patience, is_unanswered
 from worker_gpu.profiles import StaticParts
-from worker_gpu.records import Records, seconds_until
-from worker_gpu.scopes import Scope, Scopes
+from worker_gpu.records import RETRY_S, Records, seconds_until
+from worker_gpu.scopes import Outcome, Scope, Scopes
 from worker_gpu.streams import StreamWriter
 
-Outcome = Literal["completed", "cancelled", "expired"]
-logger = logging.getLogger(__name__)
+Answered = Literal["completed", "cancelled", "expired"]
+logger = get_logger(__name__)
 #: So long after a deadline the clock is past it for sure.
 _JUST_AFTER_S = 0.02
 
@@ -56,13 +60,13 @@ _JUST_AFTER_S = 0.02
 class Runner:
     """Runs requests. `salt` is the secret that organizations' cache salts are derived from.
 
-    `recheck` returns why a request must not run any more; it blocks, and may raise DatabaseUnavailable.
     `scopes` holds what is being run, by request. Whoever has a last attempt holds `last_attempts`: requests that were
     running when their worker died come back together, and one of them may be what kills each worker that takes it. The
     others must not share their last attempt with it.
     """
 
     engine: Engine
+    engine_name: str
     records: Records
     codec: MessageCodec
     static_parts: StaticParts
@@ -72,13 +76,13 @@ class Runner:
     model: str
     max_attempts: int
     salt: bytes
-    recheck: Callable[[str], Refusal | None]
+    recheck: Recheck
     patience: Patience
     scopes: Scopes = field(default_factory=Scopes)
     last_attempts: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def run(self, envelope: Any, tag: str, came_back: int = 0) -> bool:
-        """Run the job of one message, which was given back `came_back` times before. Returns whether it was answered.
+    async def run(self, envelope: Any, tag: str, came_back: int = 0) -> Outcome:
+        """Run the job of one message, which was given back `came_back` times before. Returns what became of its request.
 
         Raises EngineDead once the attempt has been given back.
         """
@@ -88,12 +92,14 @@ class Runner:
                 raise MessageRejected("the message bears another's name")
         except MessageRejected as error:
             self.returns.refuse(tag, came_back, error)
-            return False
-        with self.scopes.open(tag, job.request_id, job.epoch) as scope:
+            return "failed"
+        bind_request(job.request_id)
+        with self.scopes.open(tag, job.request_id, job.epoch) as scope, tracing.attempt_span(job, tag):
             async with AsyncExitStack() as turn:
                 if came_back or job.epoch > lifecycle.FIRST_EPOCH:
                     await self._wait_for_turn(scope, turn)
-                return await self._run(job, scope)
+                await self._run(job, scope)
+            return scope.outcome
 
     async def _wait_for_turn(self, scope: Scope, turn: AsyncExitStack) -> None:
         """Wait until no other request has its last attempt here, if this one is about to have it."""
@@ -105,28 +111,58 @@ class Runner:
                     async with asyncio.timeout(None if time_left_s == math.inf else time_left_s):
                         await turn.enter_async_context(self.last_attempts)
 
-    async def _run(self, job: Job, scope: Scope) -> bool:
+    async def _run(self, job: Job, scope: Scope) -> None:
         taken_at = time.time()
         refusal: Refusal | None = None
-        async with scope.bounds():
-            refusal = await self.records.in_thread(lambda: self.recheck(job.request_id))
-            if is_unanswered(refusal) and (pause_s := await self._patience_s(job.request_id)) is not None:
-                logger.info("request %s waits for MetaQore", job.request_id)
-                self.returns.later(scope, pause_s)
-                return False
-        if scope.reason not in (None, "cancelled"):
+        if self.recheck.asks_projects:
+            async with scope.bounds():
+                with span("governance"):
+                    refusal = await self.records.in_thread(lambda: self.recheck.refusal(job.request_id))
+                if is_unanswered(refusal) and (pause_s := await self._patience_s(job.request_id)) is not None:
+                    logger.info("a request waits for MetaQore", request_id=job.request_id)
+                    self.returns.later(scope, pause_s)
+                    return
+        started = await self._start(job, scope, refusal)
+        if started is None:
             self.returns.unbegun(scope)
-            return False
-        scope.begun = True
-        started = await self.records.write(
-            lambda on: lifecycle.start(on, job.request_id, job.epoch, self.worker, self.max_attempts, refusal)
-        )
+            return
         if isinstance(started, NotStarted):
+            tracing.became(started.state or "unknown", started.code)
             await self._tell_again(job, started)
             self.returns.drop(scope)
-            return False
+            scope.outcome = cast("Outcome", started.state) if started.state in TERMINAL_STATES else "fenced"
+            return
+        tracing.begun(started, taken_at - job.published_at)
+        if started.number > 1 and current().recording:
+            await self._tell_of_lost(job, scope, started.number - 1)
         answer = Answer(job, self.streams.open(job.request_id, job.data_key, started.number), self.model, taken_at)
-        return await self._attempt(job, started, answer, scope)
+        await self._attempt(job, started, answer, scope)
+
+    async def _start(self, job: Job, scope: Scope, refusal: Refusal | None) -> Attempt | NotStarted | None:
+        """Begin the next attempt, unless governance refuses it now. Returns None if it was stopped before it could.
+
+        A try is not interrupted, since it might have been committed. Waiting for a database that is away is.
+        """
+
+        def work(on: Connection) -> Attempt | NotStarted:
+            why = refusal or self.recheck.by_record(on, job.request_id)
+            return lifecycle.start(on, job.request_id, job.epoch, self.worker, self.max_attempts, why)
+
+        while scope.reason in (None, "cancelled"):
+            scope.begun = True
+            try:
+                return await self.records.try_write(work)
+            except DatabaseUnavailable:
+                scope.begun = False
+            async with scope.bounds() if scope.reason is None else nullcontext():
+                await asyncio.sleep(RETRY_S)
+        return None
+
+    async def _tell_of_lost(self, job: Job, scope: Scope, number: int) -> None:
+        """Have the attempt before in the trace, if its worker never told how it ended."""
+        began = await self.records.in_thread(lambda: self.records.lost_attempt(job.request_id, number))
+        if began is not None:
+            tracing.lost(job, scope.tag, number, began)
 
     async def _patience_s(self, request_id: str) -> float | None:
         """Return how long to wait before MetaQore is asked again, or None if there is no use in that."""
@@ -134,8 +170,8 @@ class Runner:
         pause_s = await self.patience.pause_s(request_id) if left_s else None
         return None if pause_s is None else min(pause_s, left_s + _JUST_AFTER_S)
 
-    async def _attempt(self, job: Job, attempt: Attempt, answer: Answer, scope: Scope) -> bool:
-        """See it through to what becomes of it; return whether it was answered."""
+    async def _attempt(self, job: Job, attempt: Attempt, answer: Answer, scope: Scope) -> None:
+        """See it through to what becomes of it."""
         try:
             if scope.reason is None:
                 async with scope.bounds(seconds_until(attempt.deadline)):
@@ -153,45 +189,52 @@ class Runner:
                 await self._fail(scope, attempt, answer, error.code)
         except Exception as error:
             # Its text may quote the prompt, so only its kind is logged.
-            logger.error("request %s: unexpected %s", job.request_id, type(error).__name__)
+            logger.error("unexpected error in an attempt", request_id=job.request_id, error=type(error).__name__)
             await self.returns.attempt(scope, attempt, answer.stream, GatewayError.code)
         else:
             if not scope.interrupted:
-                return await self._record(job, scope, attempt, answer, "completed")
-            if scope.reason in (None, "cancelled"):
+                await self._record(job, scope, attempt, answer, "completed")
+            elif scope.reason in (None, "cancelled"):
                 await self._record(job, scope, attempt, answer, "expired" if scope.reason is None else "cancelled")
             else:
                 await self.returns.stopped(scope, attempt, answer.stream)
-        return False
 
     async def _generate(self, job: Job, attempt: Attempt, answer: Answer) -> None:
         """Have the engine answer. Raises what `Engine.generate` does, EngineFailed if it does not say how it ended."""
         static = await self.records.when_there(lambda: self.static_parts.token_ids(job.prompt.static_profile_hash))
         request = generation_request(job, attempt.number, static, self.salt)
-        async with aclosing(self.engine.generate(request)) as deltas:
-            async for delta in deltas:
-                answer.add(delta)
+        with tracing.engine_span(job, self.model, self.engine_name) as engine:
+            asked_at = time.time()
+            try:
+                async with aclosing(self.engine.generate(request)) as deltas:
+                    async for delta in deltas:
+                        answer.add(delta)
+            finally:
+                tracing.generated(engine, answer, self.model, asked_at)
         if len(answer.finish_reasons) < job.sampling.n:
             raise EngineFailed("the engine ended the request without saying why")
 
-    async def _record(self, job: Job, scope: Scope, attempt: Attempt, answer: Answer, state: Outcome) -> bool:
-        """Record what was said; return whether it was all, and this attempt's to say."""
+    async def _record(self, job: Job, scope: Scope, attempt: Attempt, answer: Answer, state: Answered) -> None:
+        """Record what was said, if that is this attempt's to say."""
         result = answer.result(state)
         sealed = seal(job.data_key, result.model_dump_json(exclude_defaults=True).encode(), f"result:{job.request_id}")
         if not await self.records.write(lambda on: lifecycle.answer(on, attempt, result, sealed, state)):
             self.returns.fenced(scope, attempt)
-            return False
+            return
+        tracing.became(state)
+        scope.outcome = state
         if state == "completed":
             await answer.stream.end(completed(answer.stream.next_cursor, result))
         else:
             await answer.stream.end(ended(attempt.number, state, state))
         self.returns.drop(scope)
-        return state == "completed"
 
     async def _fail(self, scope: Scope, attempt: Attempt, answer: Answer, code: str) -> None:
         """End a request that no other attempt could answer either."""
         answer.stream.cut()
         if await self.records.write(lambda on: lifecycle.finish(on, attempt, "failed", code=code)):
+            tracing.became("failed", code)
+            scope.outcome = "failed"
             await answer.stream.end(ended(attempt.number, "failed", code))
             self.returns.drop(scope)
         else:
@@ -200,7 +243,7 @@ class Runner:
     async def _tell_again(self, job: Job, outcome: NotStarted) -> None:
         """Send what the stream of a request that has ended may lack; a watcher otherwise learns of it from SQL, later."""
         if outcome.state is None or outcome.state not in TERMINAL_STATES:
-            logger.info("request %s: message of epoch %d leads nowhere", job.request_id, job.epoch)
+            logger.info("a message leads nowhere", request_id=job.request_id, epoch=job.epoch)
             return
         sealed = await self.records.result(job.request_id) if outcome.answered else None
         if sealed is None:
@@ -210,7 +253,7 @@ class Runner:
         try:
             result = Result.model_validate_json(unseal(job.data_key, sealed, f"result:{job.request_id}"))
         except (DecryptionFailed, ValidationError):
-            logger.error("request %s: what is stored of its answer cannot be read", job.request_id)
+            logger.error("a stored answer cannot be read", request_id=job.request_id)
             return
         stream = self.streams.restore(job.request_id, job.data_key, outcome.attempt, result.pieces)
         if outcome.state == "completed":

@@ -19,20 +19,23 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from tasks import tracing
 from tasks.errors import EngineDead
+from tasks.logs import get_logger
 from tasks.settings import Settings
 from worker_gpu.background import cancel, through_outages
 from worker_gpu.delivery import Delivery
+from worker_gpu.metrics import watch
 from worker_gpu.parts import make_parts
+from worker_gpu.scopes import Outcome
 from worker_gpu.watchdog import Watchdog
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: Threads for what blocks; they are made as they are needed.
 _THREADS = 32
@@ -43,7 +46,7 @@ END_S = 20.0
 #: The same, once the engine is dead: there is nothing left to be gentle with.
 DEAD_END_S = 3.0
 GC_THRESHOLD = (50_000, 20, 50)
-Done = Callable[[bool, float], None]
+Done = Callable[[Outcome, float], None]
 
 
 class Runtime:
@@ -60,7 +63,7 @@ class Runtime:
         self._worker = worker
         self._on_dead = on_dead
         self._on_overdue = on_overdue
-        self._running: set[asyncio.Task[bool]] = set()
+        self._running: set[asyncio.Task[Outcome]] = set()
         self._in_hand: set[str] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-loop", daemon=True)
@@ -69,6 +72,7 @@ class Runtime:
 
     def start(self) -> None:
         """Load the model and begin to run. Raises GatewayError if the engine does not start."""
+        self._stop_tracing = tracing.start(self._settings.tracing, "metaqore-worker")
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
 
@@ -87,7 +91,7 @@ class Runtime:
         self._loop.call_soon_threadsafe(self._heart.become, "ready")
 
     def submit(self, delivery: Delivery, done: Done) -> None:
-        """Hold a message's lease and run its job; `done(succeeded, seconds)` is called from the loop's thread at the end."""
+        """Hold a message's lease and run its job; `done(outcome, seconds)` is called from the loop's thread at the end."""
         self._leases.hold(delivery.tag, delivery.record)
         self._in_hand.add(delivery.tag)
         self._loop.call_soon_threadsafe(self._begin, delivery, done)
@@ -114,10 +118,13 @@ class Runtime:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        self._unwatch()
         self._parts.close()
+        self._stop_tracing()
 
     async def _start(self) -> None:
         self._parts = parts = make_parts(self._settings, self._worker, self._lost, lambda: len(self._running))
+        self._unwatch = watch(parts, self._settings, lambda: self.in_hand)
         self._heart, self._leases, self._scopes = parts.heart, parts.leases, parts.runner.scopes
         # Each request waits in a thread while governance looks at it again, and perhaps at its project elsewhere.
         self._loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="worker"))
@@ -129,7 +136,7 @@ class Runtime:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
-        logger.info("engine ready after %.1f s: %s", time.monotonic() - started, parts.engine.limits)
+        logger.info("engine ready", seconds=round(time.monotonic() - started, 1), limits=str(parts.engine.limits))
         parts.leases.start()
         self._background += [
             asyncio.create_task(parts.streams.send_forever()),
@@ -145,28 +152,28 @@ class Runtime:
         if self._leaving is not None:
             self._leases.give_back(delivery.tag)
             self._in_hand.discard(delivery.tag)
-            done(False, 0.0)
+            done("queued", 0.0)
             return
         task = self._loop.create_task(self._run(delivery))
         self._running.add(task)
 
-        def ended(finished: asyncio.Task[bool]) -> None:
+        def ended(finished: asyncio.Task[Outcome]) -> None:
             self._running.discard(finished)
             self._in_hand.discard(delivery.tag)
-            done(not finished.cancelled() and finished.result(), time.monotonic() - started)
+            done("queued" if finished.cancelled() else finished.result(), time.monotonic() - started)
 
         task.add_done_callback(ended)
 
-    async def _run(self, delivery: Delivery) -> bool:
+    async def _run(self, delivery: Delivery) -> Outcome:
         try:
             return await self._parts.runner.run(delivery.envelope, delivery.tag, delivery.came_back)
         except EngineDead as error:
             self._die(error.detail)
         except Exception as error:
             # Nobody runs it any more, so its lease must end, and another worker tries.
-            logger.error("message %s: unexpected %s", delivery.tag, type(error).__name__)
+            logger.error("unexpected error with a message", tag=delivery.tag, error=type(error).__name__)
             self._leases.release(delivery.tag)
-        return False
+        return "queued"
 
     def _lost(self, tag: str) -> None:
         """Hear from the leases' thread that a message is another's."""
@@ -183,7 +190,7 @@ class Runtime:
         """Wait for what runs, then give back what is left."""
         grace_s = self._settings.scheduling.drain_s
         self._scopes.stop_all("worker_draining", but_begun=True)
-        logger.info("draining: up to %.0f s for %d running requests", grace_s, len(self._running))
+        logger.info("draining", seconds=grace_s, count=len(self._running))
         hurry = self._loop.create_task(self._hurry.wait())
         until = self._loop.time() + grace_s
         while self._running and not hurry.done() and (left_s := until - self._loop.time()) > 0:
@@ -195,7 +202,7 @@ class Runtime:
 
     def _die(self, why: str) -> None:
         if self._heart.state != "dead":
-            logger.critical("the engine is of no use any more: %s", why)
+            logger.critical("the engine is of no use any more", why=why)
             self._heart.become("dead")
             if self._leaving is not None:
                 self._leaving.cancel()

@@ -18,11 +18,17 @@ from typing import Literal
 Reason = Literal["cancelled", "lease_lost", "superseded", "republished", "worker_draining", "engine_dead"]
 
 
+#: What became of a request by one run of it: how it ended, that it waits again (`queued`), or that somebody else has it
+#: (`fenced`).
+Outcome = Literal["completed", "failed", "cancelled", "expired", "dead", "queued", "fenced"]
+
+
 class Scope:
     """What is done here for one message.
 
     `reason` is why it was stopped, if it was. `interrupted` tells that something was broken off for that, or, without a
-    reason, because its time was over. `begun` tells that an attempt has been, or is just being, recorded.
+    reason, because its time was over. `begun` tells that an attempt has been, or is just being, recorded; `outcome` what became of
+    the request.
     """
 
     def __init__(self, tag: str, request_id: str, epoch: int) -> None:
@@ -32,6 +38,7 @@ class Scope:
         self.reason: Reason | None = None
         self.interrupted = False
         self.begun = False
+        self.outcome: Outcome = "queued"
         self._limit: asyncio.Timeout | None = None
 
     @property

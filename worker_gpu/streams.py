@@ -3,7 +3,8 @@
 Text that comes within a few milliseconds travels as one frame, and the frames of many requests travel in one pipeline.
 With many streams the milliseconds become more, up to the fifth of a second that no reader minds. Streams keep their own
 time: a crowd goes out in several small pipelines, one after another, so that whoever relays and reads the first works
-while the next is made, and no token waits for the frames of all others.
+while the next is made, and no token waits for the frames of all others. The first frame, which says only that there is
+an attempt, waits a moment for the text to go with it; the last frame, for which somebody may wait, goes at once.
 
 The worker never waits for a client, whom it does not know, and while it runs it never waits for Redis either. What cannot
 be sent is sent when Redis is back, however long that takes, and costs no memory of its own: frames are made, for each try
@@ -14,7 +15,7 @@ request waits for its frames to be sent, before its lease is dropped.
 from __future__ import annotations
 
 import asyncio
-import logging
+import time
 import weakref
 from collections.abc import Iterable, Sequence
 
@@ -23,11 +24,14 @@ from redis.asyncio import Redis
 
 from tasks import stream
 from tasks.job import Piece, TokenLogprob, ToolCallDelta
+from tasks.logs import get_logger
+from tasks.metrics import worker as metrics
 from tasks.settings import StreamingGroup
 from tasks.stream import FIELD, Cursor, Frame, opening, stream_key
+from tasks.tracing import span
 from worker_gpu.engines.base import Delta
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 _RETRY_S = 0.5
 #: Streams at once for which text is gathered longest.
 CROWD = 1000
@@ -57,6 +61,8 @@ class RequestStream:
         # Plain text is kept as such: a million small objects would make each search for garbage a long pause.
         self._carried: list[Piece | str] = []
         self._confirmed = 0
+        self._tokens = self._tokens_cut = 0
+        self._cut_at = 0.0
         self._opens = opens
         self._last: Frame | None = None
         self._waiting: dict[int, list[Delta]] = {}
@@ -74,6 +80,7 @@ class RequestStream:
 
     def write(self, delta: Delta) -> None:
         """Send what a delta says, soon."""
+        self._tokens = delta.output_tokens
         if delta.text or delta.tool_calls or delta.logprobs:
             waiting = self._waiting.setdefault(delta.choice, [])
             waiting.append(delta)
@@ -86,6 +93,11 @@ class RequestStream:
         for waiting in self._waiting.values():
             self._carried.append(joined(waiting))
         self._waiting.clear()
+        if (tokens := self._tokens - self._tokens_cut) > 0:
+            # Measured a frame, not a token: so it costs the same however fast the model is.
+            at = time.monotonic()
+            metrics.decoded(tokens, at - self._cut_at if self._tokens_cut else None)
+            self._tokens_cut, self._cut_at = self._tokens, at
 
     def carry(self, pieces: Iterable[Piece]) -> None:
         """Make a frame of each of these, as of an answer that was cut before."""
@@ -121,9 +133,9 @@ class RequestStream:
         """Send the terminal frame; return when Redis has it."""
         self._last = frame
         self.sent.clear()
-        self.due_at = 0.0
-        self._writer.wake(self)
-        await self.sent.wait()
+        self._writer.hurry(self)
+        with span("last frame"):
+            await self.sent.wait()
 
 
 def joined(deltas: Sequence[Delta]) -> Piece | str:
@@ -175,10 +187,13 @@ class StreamWriter:
         self._waiting: set[RequestStream] = set()
         self._open: weakref.WeakSet[RequestStream] = weakref.WeakSet()
         self._awake = asyncio.Event()
+        #: Set when it is time to send again.
+        self._next = asyncio.Event()
 
     def open(self, request_id: str, data_key: bytes, attempt: int) -> RequestStream:
         """Begin an attempt's stream, with its first frame."""
         stream = self._add(RequestStream(self, request_id, data_key, attempt, opens=True))
+        stream.due_at = asyncio.get_running_loop().time() + self._join_s
         self.wake(stream)
         return stream
 
@@ -190,6 +205,12 @@ class StreamWriter:
         """Note that `stream` has something to send."""
         self._waiting.add(stream)
         self._awake.set()
+
+    def hurry(self, stream: RequestStream) -> None:
+        """Send what `stream` has at once."""
+        stream.due_at = 0.0
+        self.wake(stream)
+        self._next.set()
 
     def restore(self, request_id: str, data_key: bytes, attempt: int, pieces: Iterable[Piece]) -> RequestStream:
         """Return a stream whose frames are sent again. Redis has some of them, and takes those that it lacks."""
@@ -214,22 +235,31 @@ class StreamWriter:
             self._waiting -= streams
             # Before they are sent: one that ends meanwhile is due at once.
             for each in streams:
-                each.due_at = now + gather_s
+                each.due_at = now + max(self._join_s, gather_s)
+            self._next.clear()
             try:
                 await self._send(streams)
                 if not self._waiting:
                     self._awake.clear()
-                await asyncio.sleep(max(self._join_s, gather_s / PIPELINES))
+                await self._pause(max(self._join_s, gather_s / PIPELINES))
             except redis.RedisError as error:
-                logger.warning("frames are kept until Redis takes them: %s", type(error).__name__)
+                metrics.SEND_FAILURES.inc()
+                logger.warning("frames are kept until Redis takes them", error=type(error).__name__)
                 for each in streams:
                     each.due_at = 0.0
                 self._waiting |= streams
                 await asyncio.sleep(_RETRY_S)
 
+    async def _pause(self, longest_s: float) -> None:
+        """Wait so long, or until something must be sent at once."""
+        alarm = asyncio.get_running_loop().call_later(longest_s, self._next.set)
+        await self._next.wait()
+        alarm.cancel()
+
     async def _send(self, streams: set[RequestStream]) -> None:
         sending: list[tuple[RequestStream, list[Frame]]] = []
-        async with self._client.pipeline(transaction=False) as pipe:
+        # In a transaction, or a reader would be woken by the first frame, and again for the others.
+        async with self._client.pipeline(transaction=True) as pipe:
             for stream in streams:
                 stream.cut()
                 key = stream_key(self._prefix, stream.request_id)
@@ -246,6 +276,7 @@ class StreamWriter:
                 continue
             if isinstance(answer, Exception):
                 raise answer
+        metrics.FRAMES.inc(sum(len(frames) for _, frames in sending))
         for stream, frames in sending:
             if not stream.confirm(frames):
                 # Text that came meanwhile will wake it; this is for what was too much for once, or ended meanwhile.

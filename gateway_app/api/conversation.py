@@ -11,8 +11,6 @@ before, as a rule for one commit.
 from __future__ import annotations
 
 import json
-import logging
-import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -27,9 +25,10 @@ from gateway_app.streaming.socket import Socket
 from gateway_app.streaming.watch import Watcher
 from tasks.errors import GatewayError, InvalidRequest, NotFound, TooManyWatches
 from tasks.job import Frozen
+from tasks.logs import get_logger
 from tasks.stream import START, Cursor, Frame
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Reference = Annotated[str, StringConstraints(max_length=200)]
 #: Takes the caller, the task as `POST /v1/tasks` does, and an idempotency key; returns what that answers.
@@ -127,8 +126,7 @@ class Conversation:
             self._say("error", {**about, "error": problems.describe(error)})
         except Exception as error:
             # As everywhere: its text may quote what was sent, so only its kind and place are logged.
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            logger.error("unexpected %s at %s:%s on a socket", type(error).__name__, place.filename, place.lineno)
+            logger.error("unexpected error on a socket", exc_info=error)
             self._say("error", {**about, "error": problems.describe(GatewayError())})
 
     def _submit(self, message: _Submit, about: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from flask import Flask, Response, json, request
@@ -10,9 +9,11 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from gateway_app.openai.errors import PATHS, error_object
-from tasks import errors
+from tasks import errors, tracing
+from tasks.logs import get_logger
+from tasks.metrics import gateway as metrics
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _BY_STATUS = {
     404: errors.NotFound,
@@ -48,6 +49,8 @@ def describe(error: errors.GatewayError) -> dict[str, Any]:
 
 def respond(error: errors.GatewayError) -> Response:
     """Answer with `error`, in the form that the path's clients expect."""
+    metrics.HTTP_ERRORS.labels(error.code).inc()
+    _trace(error)
     if request.path.startswith(PATHS):
         response = Response(json.dumps(error_object(error)), error.status, content_type="application/json")
         # OpenAI's clients would repeat every conflict and server error by themselves.
@@ -61,6 +64,16 @@ def respond(error: errors.GatewayError) -> Response:
     return response
 
 
+def _trace(error: errors.GatewayError) -> None:
+    """Note the error in the request's span, where one is recorded. A refusal is no failure of the gateway's."""
+    span = tracing.current()
+    span.set({"metaqore.error.code": error.code})
+    if error.request_id is not None:
+        span.set({"metaqore.request.id": error.request_id})
+    if error.status >= errors.GatewayError.status:
+        span.fail(error.code)
+
+
 def _from_http(error: HTTPException) -> Response:
     kind = _BY_STATUS.get(error.code or 500)
     if kind is None:
@@ -72,10 +85,7 @@ def _from_http(error: HTTPException) -> Response:
 
 
 def _from_bug(error: Exception) -> Response:
-    # An exception's text may quote what was sent, so only its kind and place are logged.
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else "unknown"
-    logger.error("unexpected %s at %s in %s %s", type(error).__name__, where, request.method, request.path)
+    # Its text, which may quote what was sent, is taken out of the log.
+    route = request.url_rule.rule if request.url_rule is not None else None
+    logger.error("unexpected error", method=request.method, route=route, exc_info=error)
     return respond(errors.GatewayError())

@@ -6,9 +6,7 @@ and a socket too many. A key is looked at again while its socket is open, so tha
 
 from __future__ import annotations
 
-import logging
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,9 +25,10 @@ from gateway_app.streaming.serving import OpenSockets, Side, serve
 from gateway_app.streaming.socket import Gone, Socket, SocketLimits
 from gateway_app.streaming.watch import Watcher
 from tasks.errors import DatabaseUnavailable, Unauthenticated, UpgradeRequired
+from tasks.logs import get_logger
 from tasks.stream import Cursor
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 _TICK_S = 5.0
 
 
@@ -115,8 +114,7 @@ class _Views:
                 raise
             except Exception as error:
                 # As everywhere: its text may quote what was sent, so only its kind and place are logged.
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                logger.error("unexpected %s at %s:%s on a socket", type(error).__name__, place.filename, place.lineno)
+                logger.error("unexpected error on a socket", exc_info=error)
                 socket.close(CloseReason.INTERNAL_ERROR, "internal_error")
             finally:
                 watches.close()

@@ -10,7 +10,6 @@ looks every few seconds for batches that lost their driver. Now and then it swee
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -26,8 +25,9 @@ from gateway_app.batches.ports import Services
 from gateway_app.batches.validation import clear, validate
 from tasks.db import now
 from tasks.errors import ServiceUnavailable
+from tasks.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 #: Batches one process drives at once; others wait for a turn or another process.
 MAX_BATCHES = 16
 #: How often batches without a driver are looked for, in seconds.
@@ -109,7 +109,7 @@ class Driver:
                 pause, retry_s = retry_s, min(retry_s * 2, MAX_RETRY_S)
                 if type(error).__name__ != trouble:
                     trouble = type(error).__name__
-                    logger.warning("the batch driver waits: %s", trouble)
+                    logger.warning("the batch driver waits", why=trouble)
             self._wake.wait(pause)
             self._wake.clear()
 
@@ -159,7 +159,7 @@ class _Run:
         except ServiceUnavailable:
             self._steps = drive(services, self.claim)
         except Exception as error:  # a batch that cannot be driven must not end the thread that drives the others
-            logger.error("batch %s: unexpected %s", self.claim.batch_id, type(error).__name__)
+            logger.error("unexpected error in a batch", batch_id=self.claim.batch_id, error=type(error).__name__)
             self._crashes += 1
             if self._crashes >= MAX_CRASHES:
                 self._steps = _give_up(self.claim)

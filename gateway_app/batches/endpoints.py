@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.engine import Row
 
+from gateway_app import tracing
 from gateway_app.api.chat import head
 from gateway_app.api.reading import validate
 from gateway_app.governance.api_keys import Caller
@@ -20,6 +21,7 @@ from gateway_app.responses import Responses
 from gateway_app.streaming.watch import Watcher
 from tasks.errors import GatewayError, NotFound, Unsupported
 from tasks.job import TaskRequest
+from tasks.logs import bind_request
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 
@@ -43,7 +45,12 @@ class Endpoints:
             request = self._read(caller, url, body)
             return request.model_copy(update={"priority": "low", "deadline": deadline})
 
-        return self.pipeline.submit(caller, read, request_id=request_id)
+        with tracing.apart("line of a batch"):
+            try:
+                return self.pipeline.submit(caller, read, request_id=request_id)
+            finally:
+                # The thread goes on with another line.
+                bind_request(None)
 
     def render(self, row: Row[Any]) -> dict[str, Any]:
         """Return the body of the response to a completed request. Raises NotFound if its answer is gone."""

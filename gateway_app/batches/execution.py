@@ -7,7 +7,6 @@ the batch over, or meets a database that was away, begins with a round like any 
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -36,8 +35,9 @@ from tasks.errors import (
     ServiceUnavailable,
     Unauthenticated,
 )
+from tasks.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 #: Longest pause between rounds while nothing ends, as a multiple of `poll_s`.
 _MAX_PAUSE = 8
 #: After this many unexpected errors a line is failed instead of tried again.
@@ -155,9 +155,11 @@ class Execution:
         except GatewayError as error:
             return item, error
         except sa.exc.IntegrityError:
-            logger.info("line %d of %s was submitted before", item.line_number, self._batch_id)
+            logger.info("a line was submitted before", batch_id=self._batch_id, line=item.line_number)
         except Exception as error:  # one line's, whatever it is: the others must go on
-            logger.error("line %d of %s: unexpected %s", item.line_number, self._batch_id, type(error).__name__)
+            logger.error(
+                "unexpected error in a line", batch_id=self._batch_id, line=item.line_number, error=type(error).__name__
+            )
             self._crashes[item.line_number] += 1
             if self._crashes[item.line_number] >= _MAX_CRASHES:
                 return self._refused(item)

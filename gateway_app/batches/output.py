@@ -6,7 +6,6 @@ transaction that ends the batch. A driver that takes over here begins with new f
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -23,9 +22,10 @@ from gateway_app.batches.usage import Usage
 from gateway_app.governance.api_keys import Caller
 from tasks.db import now
 from tasks.errors import ServiceUnavailable
+from tasks.logs import get_logger
 from tasks.schema import requests
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 #: Lines whose answers are in memory at once.
 _PAGE = 16
 
@@ -75,7 +75,7 @@ class Output:
             except ServiceUnavailable:
                 raise
             except Exception as error:  # this line's, whatever it is: the others have their answers
-                logger.error("the answer of %s cannot be read: %s", item.request_id, type(error).__name__)
+                logger.error("an answer cannot be read", request_id=item.request_id, error=type(error).__name__)
                 self._unreadable += 1
             else:
                 self._usage.add(body)

@@ -14,12 +14,12 @@ Redis or the database away only means that the next round tries again.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from datetime import timedelta
 
 from gateway_app.housekeeping import walk
+from gateway_app.housekeeping.census import Census
 from gateway_app.housekeeping.ending import Endings
 from gateway_app.housekeeping.leadership import Leadership
 from gateway_app.housekeeping.losses import Losses
@@ -27,6 +27,8 @@ from gateway_app.housekeeping.mark import Mark
 from tasks.db import Database, now
 from tasks.errors import DatabaseUnavailable, QueueUnavailable
 from tasks.ids import lower_bound
+from tasks.logs import get_logger
+from tasks.metrics import housekeeper as metrics
 
 ROUND_S = 1.0
 #: How much of each round the walk through all open requests may take.
@@ -35,7 +37,9 @@ LONGEST_REST_S = 0.1
 #: How old the newest requests get. Whatever is published takes less, or its gateway has gone.
 NEWEST_S = 15.0
 FORGET_EVERY_S = 60.0
-logger = logging.getLogger(__name__)
+#: One that has done nothing for so long hangs: a page and a round take as long as Redis and the database may, at most.
+STALLED_S = 120.0
+logger = get_logger(__name__)
 
 
 class Housekeeper:
@@ -51,7 +55,9 @@ class Housekeeper:
         self._leads = self._was_away = False
         self._after = ""
         self._known: set[str] = set()
+        self._census = Census()
         self._forget_at = 0.0
+        self._moved_at = time.monotonic()
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -67,11 +73,17 @@ class Housekeeper:
         except QueueUnavailable:
             logger.info("the queue is away; another housekeeper leads a few seconds later")
 
+    def wrong(self) -> str | None:
+        """Return why it had better be restarted, or None."""
+        still_s = time.monotonic() - self._moved_at
+        return f"the housekeeper has done nothing for {still_s:.0f} s" if still_s > STALLED_S else None
+
     def round(self) -> bool:
         """Do one round; tell whether this one leads. Raises QueueUnavailable or DatabaseUnavailable."""
         if not self._leadership.hold():
             self._leads = False
             self._losses.forgive()
+            self._census.forget()
             return False
         if not self._leads:
             logger.info("this housekeeper leads")
@@ -93,17 +105,20 @@ class Housekeeper:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            began = time.monotonic()
+            began = self._moved_at = time.monotonic()
             try:
-                self.round()
+                outcome = "led" if self.round() else "stood_by"
             except QueueUnavailable:
-                self._was_away = True
+                outcome, self._was_away = "queue_away", True
                 logger.warning("the queue is away; once it is back, all open requests are looked at")
             except DatabaseUnavailable:
+                outcome = "database_away"
                 logger.warning("the database is away; trying again")
             except Exception as error:  # whatever it is, the next round may do better, and nobody else does the chores
                 # Its text may quote what is stored.
-                logger.error("housekeeping failed: %s", type(error).__name__)
+                outcome = "failed"
+                logger.error("housekeeping failed", error=type(error).__name__)
+            metrics.ended(outcome)
             self._closing.wait(max(0.0, ROUND_S - (time.monotonic() - began)))
 
     def _look_at_everything(self) -> None:
@@ -115,8 +130,12 @@ class Housekeeper:
             rows = self._page(after)
             if not rows:
                 self._mark.finish()
-                logger.warning("looked at %d open requests; %d were lost and are queued again", seen, lost)
+                self._census.finish()
+                logger.warning(
+                    "looked at all open requests; those that were lost are queued again", seen=seen, lost=lost
+                )
                 return
+            self._census.note(after, rows)
             lost += self._losses.look(rows)
             seen, after = seen + len(rows), rows[-1].request_id
             if began - looked_again_at >= ROUND_S:
@@ -128,12 +147,14 @@ class Housekeeper:
         until = time.monotonic() + WALK_S
         whole = self._after == ""
         while rows := self._page(self._after):
+            self._census.note(self._after, rows)
             self._losses.look(rows)
             self._after = rows[-1].request_id
             if time.monotonic() >= until:
                 whole = False
                 break
         else:
+            self._census.finish()
             self._after = ""
         if not whole:
             self._look_at_newest()
@@ -148,4 +169,5 @@ class Housekeeper:
         self._known = known
 
     def _page(self, after: str) -> list[walk.OpenRequest]:
+        self._moved_at = time.monotonic()
         return self._database.read(lambda connection: walk.page(connection, after, walk.PAGE))

@@ -15,7 +15,6 @@ before, the request is found lost once more.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,16 +22,20 @@ from collections.abc import Callable, Sequence
 from sqlalchemy.engine import Connection
 
 from gateway_app.housekeeping.walk import PAGE, OpenRequest
-from tasks import lifecycle
-from tasks.db import Database
-from tasks.queueing.message import MessageCodec, Queued
+from tasks import lifecycle, tracing
+from tasks.db import Database, now
+from tasks.ids import made_at
+from tasks.logs import get_logger
+from tasks.metrics import housekeeper as metrics
+from tasks.queueing.message import MessageCodec, Queued, delivery_tag
 from tasks.queueing.publisher import Publisher
+from tasks.tracing.messaging import PUBLISH, publishing
 
 #: Requests that are published again in one transaction: few, so that gateways get at the database in between.
 AT_ONCE = 50
 #: Running requests that are watched for their worker at a time. Another walk comes upon those beyond.
 MAX_SUSPECTS = 10_000
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Losses:
@@ -116,6 +119,20 @@ class Losses:
 
         raised = self._database.write(raise_epochs)
         if raised:
-            logger.warning("Redis lost %d requests, such as %s; queueing them again", len(raised), raised[0].request_id)
-        self._unsent.extend(map(self._codec.again, raised))
+            logger.warning(
+                "Redis lost requests, such as this one; queueing them again",
+                lost=len(raised),
+                request_id=raised[0].request_id,
+            )
+        for request in raised:
+            metrics.OUTBOX.observe(max(0.0, (now() - made_at(request.request_id)).total_seconds()))
+        self._unsent.extend(map(self._again, raised))
         self.send()
+
+    def _again(self, request: lifecycle.Republished) -> Queued:
+        """Return the message, under a span of its own in the request's trace if that is recorded."""
+        if request.trace_context is None:
+            return self._codec.again(request)
+        attributes = publishing(delivery_tag(request.request_id, request.epoch)) | {"metaqore.epoch": request.epoch}
+        with tracing.begin(PUBLISH, "producer", request.trace_context, attributes) as span:
+            return self._codec.again(request, span.context)

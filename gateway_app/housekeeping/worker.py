@@ -6,7 +6,6 @@ task has everything looked at now: `celery -A gateway_app.housekeeping call meta
 
 from __future__ import annotations
 
-import logging
 import socket
 from contextlib import ExitStack
 from typing import Any
@@ -20,9 +19,14 @@ from gateway_app.housekeeping.housekeeper import Housekeeper
 from gateway_app.housekeeping.leadership import Leadership
 from gateway_app.housekeeping.losses import Losses
 from gateway_app.housekeeping.mark import Mark
+from tasks import tracing
 from tasks.crypto import KeyWrapper, Signer
 from tasks.db import Database
 from tasks.errors import ConfigurationError
+from tasks.logs import get_logger
+from tasks.metrics.making import told_by
+from tasks.metrics.own import Own
+from tasks.metrics.serving import serve
 from tasks.queueing.connecting import connect
 from tasks.queueing.keys import QueueKeys
 from tasks.queueing.leases import renewal_s
@@ -35,14 +39,15 @@ EXIT_CONFIGURATION = 78
 SWEEP = "metaqore.housekeeping.sweep"
 #: Renewals of a lease that must fail to come before a running request counts as lost.
 RENEWALS = 3
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def make(options: Settings, closing: ExitStack) -> Housekeeper:
-    """Return a housekeeper of the configured gateway, not started. `closing` ends its connections.
+    """Return a housekeeper of the configured gateway, not started, and serve its metrics. `closing` ends both.
 
     Raises ConfigurationError.
     """
+    closing.callback(tracing.start(options.tracing, "metaqore-housekeeper"))
     database = Database(options.database)
     closing.callback(database.close)
     client = _connect(options)
@@ -57,7 +62,10 @@ def make(options: Settings, closing: ExitStack) -> Housekeeper:
         max_publications=options.scheduling.max_publications,
         patience_s=RENEWALS * renewal_s(options.scheduling.lease_s),
     )
-    return Housekeeper(database, Leadership(client, prefix), Mark(client, prefix), losses, Endings(database, publisher))
+    made = Housekeeper(database, Leadership(client, prefix), Mark(client, prefix), losses, Endings(database, publisher))
+    registry = told_by("housekeeper", Own("housekeeper", database, client))
+    closing.callback(serve(registry, options.metrics.host, options.metrics.housekeeper_port, made.wrong))
+    return made
 
 
 class HousekeeperStep(bootsteps.StartStopStep):
@@ -72,7 +80,7 @@ class HousekeeperStep(bootsteps.StartStopStep):
         try:
             housekeeper = make(settings(), self._closing)
         except ConfigurationError as error:
-            logger.critical("the housekeeper cannot start: %s %s", error.detail, error.hint)
+            logger.critical("the housekeeper cannot start", detail=error.detail, hint=error.hint)
             raise SystemExit(EXIT_CONFIGURATION) from None
         housekeeper.start()
         self._closing.callback(housekeeper.close)

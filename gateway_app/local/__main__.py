@@ -35,6 +35,7 @@ The gateway is ready.
 
   tasks      {url}/v1/tasks
   readiness  {url}/readyz
+  metrics    {metrics}
   logs       var/log/web.log, var/log/worker.log, var/log/housekeeper.log
   stop       Ctrl-C
 
@@ -128,7 +129,15 @@ def _front(
     if missing:
         return _explain(f"after {READY_TIMEOUT_S:.0f} s there is still missing: {', '.join(missing)}", folder, progress)
     if not once:
-        print(WELCOME.format(url=environment.url, root=folder.root, agent=demo.AGENT, context=demo.CONTEXT))
+        print(
+            WELCOME.format(
+                url=environment.url,
+                metrics=", ".join(environment.metrics_urls),
+                root=folder.root,
+                agent=demo.AGENT,
+                context=demo.CONTEXT,
+            )
+        )
         sys.stdout.flush()
         return None
     try:

@@ -16,7 +16,10 @@ from tasks.settings import KEY_BYTES, SECRET_NAMES
 def create_secrets(directory: Path) -> list[str]:
     """Make each secret file that does not exist yet, readable by its owner only. Returns the names of those made."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return [name for name in SECRET_NAMES if write_once(directory / name, secrets.token_hex(KEY_BYTES) + "\n")]
+    contents = {name: secrets.token_hex(KEY_BYTES) for name in SECRET_NAMES}
+    # This one a person types.
+    contents["flower_password"] = secrets.token_urlsafe(18)
+    return [name for name, content in contents.items() if write_once(directory / name, content + "\n")]
 
 
 def write_once(path: Path, content: str) -> bool:

@@ -74,7 +74,7 @@ def _web() -> Service:
 def _housekeeper() -> Service:
     python_module = (sys.executable, "-m", "celery")
     # It is alone on its queue, and has nobody to agree with.
-    options = ("--without-mingle", "--without-gossip", "--loglevel", "INFO")
+    options = ("--without-mingle", "--without-gossip")
     return Service(
         "housekeeper",
         (*python_module, "-A", "gateway_app.housekeeping", "worker", "-Q", "housekeeping", *options),
@@ -87,7 +87,7 @@ def _worker(redis_url: str, keys: QueueKeys, drain_s: float) -> Service:
     python_module = (sys.executable, "-m", "celery")
     return Service(
         "worker",
-        (*python_module, "-A", "worker_gpu", "worker", "-Q", "gpu", "--loglevel", "INFO"),
+        (*python_module, "-A", "worker_gpu", "worker", "-Q", "gpu"),
         settle_s=60.0,  # Loading the model is where it fails, and that takes up to a minute.
         stop_s=drain_s + 5.0,  # After that it ends the engine.
         # Redis goes at the same instant, so it could finish nothing. Its requests are leased, and run again.

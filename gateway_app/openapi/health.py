@@ -60,6 +60,15 @@ OPERATIONS = (
     ),
     Operation(
         "get",
+        "/metrics",
+        "getMetrics",
+        "health",
+        "Metrics for Prometheus",
+        {200: Reply("Prometheus's text format; docs/metrics.md lists them.", bytes_types=("text/plain",))},
+        public=True,
+    ),
+    Operation(
+        "get",
         "/openapi.json",
         "getDocument",
         "health",

@@ -36,8 +36,7 @@ class ProfileStore:
 
     def agent(self, organization: str, agent: str) -> Agent | None:
         """Return the agent, if the organization made or changed it."""
-        key = {"organization": organization, "agent": agent}
-        row = self._database.read(lambda connection: connection.execute(_AGENT, key).one_or_none())
+        row = self._database.row(_AGENT, {"organization": organization, "agent": agent})
         return None if row is None else rows.as_agent(row)
 
     def agents(self, organization: str, after: str, limit: int) -> list[tuple[Agent, Version | None]]:

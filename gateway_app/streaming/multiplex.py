@@ -11,7 +11,6 @@ None of this is shared between threads, except the feed, which the relay fills.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -25,10 +24,11 @@ from gateway_app.streaming.feed import Entry, Feed, Subscription
 from gateway_app.streaming.watch import Watcher
 from tasks.crypto import DecryptionFailed
 from tasks.errors import DatabaseUnavailable, GatewayError, NotFound, StreamUnavailable
+from tasks.logs import get_logger
 from tasks.schema import TERMINAL_STATES
 from tasks.stream import Cursor, Frame
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: What a client may lag behind the relay, in frames over all its tasks, before Redis is read again for it.
 HELD_FRAMES = 1024
@@ -197,5 +197,5 @@ class Watches:
 
 def _unreadable(request_id: str) -> GatewayError:
     """Return the error of a stream that somebody else wrote into. It is not a reason to end the other watches."""
-    logger.error("request %s: its stream holds what cannot be decrypted", request_id)
+    logger.error("a stream holds what cannot be decrypted", request_id=request_id)
     return GatewayError("the stream of this task cannot be read")

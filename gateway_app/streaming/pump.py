@@ -16,7 +16,6 @@ off. The loop itself never waits for Redis or the database: other threads do tha
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import threading
 from collections import deque
@@ -28,13 +27,16 @@ from flask import Response
 from sqlalchemy.engine import Row
 from werkzeug.http import http_date
 
+from gateway_app.access import ROUTE, AccessLog
 from gateway_app.streaming.pumped import PumpedStream
 from gateway_app.streaming.watch import Watcher
 from tasks.errors import GatewayError, InvalidCursor
+from tasks.logs import get_logger
 from tasks.schema import TERMINAL_STATES
 from tasks.stream import Cursor, Frame
+from tasks.tracing import UNRECORDED
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 Make = Callable[[Iterable[Frame | None]], Iterable[bytes]]
 _LOOKERS = 4
 
@@ -45,7 +47,7 @@ class Pump:
     def __init__(self, watcher: Watcher) -> None:
         self.watcher = watcher
         self.enabled = False
-        self.access = logger
+        self.access = AccessLog()
         self.streams: set[PumpedStream] = set()
         self._ready: deque[PumpedStream] = deque()
         self._scheduled = False
@@ -73,7 +75,7 @@ class Pump:
         `make` turns the request's frames after `cursor` into what is sent; `abandon` is called if the client leaves
         before the last one.
         """
-        return _Taken(self, row, cursor, make, abandon)
+        return Taken(self, row, cursor, make, abandon)
 
     def add(self, connection: socket.socket, stream: PumpedStream) -> None:
         """Have the loop serve `stream` on `connection`, which is of no more use to others."""
@@ -164,7 +166,7 @@ class Pump:
             # Its client came with a cursor that the request never reached.
             frames = []
         except GatewayError as error:
-            logger.warning("request %s: could not be looked up for its watcher: %s", stream.row.request_id, error.code)
+            logger.warning("a request could not be looked up", request_id=stream.row.request_id, code=error.code)
             return
         finally:
             stream.looked_for = False
@@ -184,11 +186,16 @@ def _logged(work: Callable[[], None]) -> None:
     try:
         work()
     except Exception as error:  # nobody looks at what comes of it, and its text may quote an answer
-        logger.error("unexpected %s beside the streams", type(error).__name__)
+        logger.error("unexpected error beside the streams", error=type(error).__name__)
 
 
-class _Taken(Response):
-    """Starts the response on its own, gives the socket away, and tells the server that nothing is left to do."""
+class Taken(Response):
+    """Starts the response on its own, gives the socket away, and tells the server that nothing is left to do.
+
+    `span` is ended with the stream.
+    """
+
+    span = UNRECORDED
 
     def __init__(
         self, pump: Pump, row: Row[Any], cursor: Cursor, make: Make, abandon: Callable[[], None] | None
@@ -212,8 +219,16 @@ class _Taken(Response):
             make,
             head="\r\n".join(lines).encode("latin-1"),
             chunked=chunked,
-            name=f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}",
+            method=environ["REQUEST_METHOD"],
+            route=environ.get(ROUTE),
             abandon=abandon,
+            span=self.span,
         )
-        self._pump.add(environ["gunicorn.socket"], stream)
+        # Here, where waiting for Redis holds up nobody else.
+        stream.attach()
+        try:
+            self._pump.add(environ["gunicorn.socket"], stream)
+        except RuntimeError:
+            self._pump.watcher.relay.detach(stream)
+            raise
         raise StopIteration

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.engine import Row
 
 from gateway_app.api.sse import HEARTBEAT
 from gateway_app.streaming.feed import Entry
+from tasks.logs import get_logger
 from tasks.stream import Cursor, Frame, stream_key
+from tasks.tracing import Span
 
 if TYPE_CHECKING:
     from gateway_app.streaming.pump import Make, Pump
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 #: Bytes that may wait for a client before no more are made for it.
 BUFFER_BYTES = 64 * 1024
 #: How long a client may take nothing of what waits for it.
@@ -42,8 +44,10 @@ class PumpedStream(asyncio.Protocol):
         *,
         head: bytes,
         chunked: bool,
-        name: str,
+        method: str,
+        route: str | None,
         abandon: Callable[[], None] | None,
+        span: Span,
     ) -> None:
         watcher = pump.watcher
         self.row = row
@@ -57,10 +61,12 @@ class PumpedStream(asyncio.Protocol):
         self._data_key = watcher.keys.unwrap(row.data_key, row.request_id)
         self._entries: deque[Entry | Frame] = deque()
         self._body: Iterator[bytes] = iter(make(self._available()))
-        self._head, self._chunked, self._name, self._abandon = head, chunked, name, abandon
+        self._head, self._chunked, self._abandon = head, chunked, abandon
+        self._method, self._route = method, route
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
+        self._span = span
         self._started_at = time.monotonic()
         self._size = 0
         #: Whether the database is being asked about the request.
@@ -79,6 +85,14 @@ class PumpedStream(asyncio.Protocol):
     def delivered(self) -> Cursor:
         """Return where the client is."""
         return self.cursor
+
+    def attach(self) -> None:
+        """Have the relay feed it. This may wait for Redis, so it is not for the loop."""
+        self._attached = True
+        self._relay.attach([self])
+        if self._over:
+            # It ended meanwhile, and may have been detached before it was attached.
+            self._relay.detach(self)
 
     # --- What the relay calls, on its own thread --------------------------------------------------
 
@@ -130,7 +144,7 @@ class PumpedStream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  why makes no difference
         """Clean up; a request that only this client waited for is abandoned."""
-        how = "ended" if self._over else "broken off"
+        how = "ended" if self._over else "broken_off"
         self._over = True
         self._relay.detach(self)
         self._pump.streams.discard(self)
@@ -140,15 +154,12 @@ class PumpedStream(asyncio.Protocol):
         if not self._ended and self._abandon is not None:
             self._pump.later(self._abandon)
         # As the server's own lines are, which does not see this one's end.
-        self._pump.access.info(
-            '%s "%s" 200 %dB %dms request %s %s',
-            time.strftime("[%d/%b/%Y:%H:%M:%S %z]"),
-            self._name,
-            self._size,
-            (time.monotonic() - self._started_at) * 1000,
-            self.row.request_id,
-            how,
+        seconds, request_id = time.monotonic() - self._started_at, self.row.request_id
+        self._pump.access.write(
+            self._method, self._route, HTTPStatus.OK, seconds, self._size, request_id, self._span.trace_id, how
         )
+        self._span.set({"metaqore.stream.bytes": self._size, "metaqore.stream.broken_off": how != "ended"})
+        self._span.end()
         self.closed.set_result(None)
 
     # --- What the pump calls ----------------------------------------------------------------------
@@ -167,7 +178,7 @@ class PumpedStream(asyncio.Protocol):
                 self._finish()
                 return
             except Exception as error:  # whatever it is must not end the loop, and its text may quote the answer
-                logger.error("request %s: unexpected %s in its stream", self.row.request_id, type(error).__name__)
+                logger.error("unexpected error in a stream", request_id=self.row.request_id, error=type(error).__name__)
                 self.abort()
                 return
             if chunk is HEARTBEAT:
@@ -181,7 +192,7 @@ class PumpedStream(asyncio.Protocol):
             self._pump.wake(self)
         elif not self._attached:
             self._attached = True
-            self._pump.attach(self._attach)
+            self._pump.attach(self.attach)
 
     def end_with(self, frames: Iterable[Frame]) -> None:
         """Take the frames that a request ended with, as the database has them."""
@@ -215,15 +226,13 @@ class PumpedStream(asyncio.Protocol):
                 continue
             self.cursor = frame.cursor
             self._ended = frame.terminal
+            if frame.cursor.sequence == 1:
+                self._span.event("first text")
+            elif frame.terminal:
+                self._span.set({"metaqore.outcome": frame.event})
             yield frame
             if frame.terminal:
                 return
-
-    def _attach(self) -> None:
-        self._relay.attach([self])
-        if self._over:
-            # It ended meanwhile, and may have been detached before it was attached.
-            self._relay.detach(self)
 
     def _write(self, chunks: list[bytes]) -> None:
         data = b"".join(chunks)

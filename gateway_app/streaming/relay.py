@@ -7,7 +7,6 @@ two connections from a gateway process, whether it has one client or a thousand.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 import uuid
@@ -18,9 +17,11 @@ from typing import Any, cast
 import redis
 
 from gateway_app.streaming.feed import Feed, Subscription, Watching
+from tasks.logs import get_logger
+from tasks.queueing.together import Together
 from tasks.stream import FIELD, Cursor, stream_key
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: A stream entry as redis-py returns it to a client that does not decode.
 RawEntry = tuple[bytes, dict[bytes, bytes]]
@@ -36,7 +37,7 @@ _CONTROL_TTL_S = 3600
 class Relay:
     """The reader. `client` is used by its thread alone; `waker` is shared."""
 
-    def __init__(self, client: redis.Redis, waker: redis.Redis, prefix: str, buffer_frames: int) -> None:
+    def __init__(self, client: redis.Redis, waker: Together, prefix: str, buffer_frames: int) -> None:
         self._client = client
         self._waker = waker
         self._prefix = prefix
@@ -46,6 +47,8 @@ class Relay:
         self._watched: defaultdict[str, set[Watching]] = defaultdict(set)
         self._thread: threading.Thread | None = None
         self._woken = False
+        #: When the small stream's own end has to be put off again.
+        self._expires_at = 0.0
         self._closing = False
 
     def subscribe(self, request_id: str, cursor: Cursor, feed: Feed | None = None) -> Subscription:
@@ -91,14 +94,14 @@ class Relay:
 
     def _wake(self) -> None:
         try:
-            with self._waker.pipeline(transaction=False) as pipe:
-                pipe.xadd(self._control, {"w": b""}, maxlen=1)
-                pipe.expire(self._control, _CONTROL_TTL_S)
-                pipe.execute()
+            self._waker.execute_command("XADD", self._control, "MAXLEN", 1, "*", "w", "")
+            if time.monotonic() >= self._expires_at:
+                self._waker.execute_command("EXPIRE", self._control, _CONTROL_TTL_S)
+                self._expires_at = time.monotonic() + _CONTROL_TTL_S / 2
         except redis.RedisError:
             # The reader meets the same fault and reads the new set when it comes back.
             self._woken = False
-            logger.warning("stream relay could not be woken; it looks again within %.0f s", BLOCK_S)
+            logger.warning("the stream relay could not be woken, and looks again in time", seconds=BLOCK_S)
 
     def _read_forever(self) -> None:
         position = "0-0"
@@ -116,12 +119,12 @@ class Relay:
                 answer = self._client.xread(positions, count=count, block=int(BLOCK_S * 1000))
             except redis.RedisError as error:
                 if not failing:
-                    logger.warning("stream relay lost Redis: %s", type(error).__name__)
+                    logger.warning("the stream relay lost Redis", error=type(error).__name__)
                 failing = True
                 time.sleep(_RETRY_S)
                 continue
             if failing:
-                logger.info("stream relay reached Redis again")
+                logger.info("the stream relay reached Redis again")
                 failing = False
             for raw_key, entries in cast("list[tuple[bytes, list[RawEntry]]]", answer or []):
                 key = raw_key.decode()

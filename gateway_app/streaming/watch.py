@@ -16,7 +16,7 @@ import redis
 from sqlalchemy.engine import Row
 
 from gateway_app.streaming.relay import RawEntry, Relay
-from tasks import lifecycle, requests_read
+from tasks import lifecycle, requests_read, tracing
 from tasks.crypto import KeyWrapper, unseal
 from tasks.db import Database, now
 from tasks.errors import InvalidCursor, NotFound
@@ -41,13 +41,16 @@ class Watcher:
         """Return the request's row. Raises NotFound for what is no id, an unknown one, and another organization's."""
         if not is_request_id(request_id):
             raise NotFound("there is no such task")
-        row = self.database.read(lambda connection: requests_read.find(connection, request_id, organization))
+        row = requests_read.found(self.database, request_id, organization)
         if row is not None and row.state == "queued" and row.deadline is not None and row.deadline <= now():
             # No worker took it in time, and none may come to notice.
             self.database.write(lambda connection: lifecycle.expire(connection, request_id))
-            row = self.database.read(lambda connection: requests_read.find(connection, request_id, organization))
+            row = requests_read.found(self.database, request_id, organization)
         if row is None:
             raise NotFound("there is no such task")
+        if (span := tracing.current()).recording:
+            span.set({"metaqore.request.id": request_id})
+            span.link(row.trace_context)
         return row
 
     def request(self, row: Row[Any]) -> TaskRequest:

@@ -16,8 +16,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from tasks.db import now
+from tasks.db import ADDED, now
 from tasks.schema import audit_events
+
+_INSERT = sa.insert(audit_events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,9 @@ def event(
 def record(connection: Connection, *events: Mapping[str, Any]) -> None:
     """Add `events` in the caller's transaction. Raises IntegrityError if one is already recorded."""
     for row in events:
-        connection.execute(sa.insert(audit_events), [dict(row)])
+        connection.execute(_INSERT, [dict(row)])
+    if (added := connection.info.get(ADDED)) is not None:
+        added.extend((row["kind"], row.get("code")) for row in events)
 
 
 def ciphertext_hash(sealed: bytes) -> str:

@@ -4,9 +4,9 @@ A request may have waited for long, and what was true when it was admitted may b
 organization's policy forbids now what was decided then, its project is blocked. The decision is made again from the
 facts that the `admitted` event holds, under the policy in force this moment.
 
-One query reads the facts, the key and the policy; none is cached, since that is what this look is for. A project is asked
-about between that query and the transaction that starts the request, so that no transaction waits for another server.
-Whatever changes after this look changes a running request, which nothing here stops.
+One query reads the facts, the key and the policy; none is cached, since that is what this look is for. It runs in the very
+transaction that starts the request. Where projects are asked about, the look is made before it too, and the project asked
+about in between, so that no transaction waits for another server. Whatever changes after this look changes a running request, which nothing here stops.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Row
+from sqlalchemy.engine import Connection, Row
 
 from tasks.db import Database
 from tasks.errors import KeyRevoked, PolicyVeto, ProjectUnverified
@@ -24,7 +24,7 @@ from tasks.governance.policies import PolicyVersion
 from tasks.governance.psmp import Projects
 from tasks.governance.secure_gateway import PROVIDERS, Veto, enforce_policy
 from tasks.lifecycle import Refusal
-from tasks.schema import TERMINAL_STATES, api_keys, audit_events, requests
+from tasks.schema import api_keys, audit_events, requests
 from tasks.schema_governance import policies
 
 _NEWEST = (
@@ -51,7 +51,7 @@ _QUERY: sa.Select[Any] = (
         audit_events.c.request_id == sa.bindparam("request_id"),
         audit_events.c.kind == "admitted",
         audit_events.c.attempt == 0,
-        requests.c.state.not_in(TERMINAL_STATES),
+        requests.c.finished_at.is_(None),
     )
 )
 
@@ -64,19 +64,26 @@ class Recheck:
         self._default = default
         self._projects = projects
 
+    @property
+    def asks_projects(self) -> bool:
+        """Tell whether requests' projects are asked about: without, `by_record` says all that there is to say."""
+        return self._projects is not None
+
+    def by_record(self, connection: Connection, request_id: str) -> Refusal | None:
+        """Return why the record and the rules in force forbid the request to run, in the caller's transaction."""
+        row: Row[Any] | None = connection.execute(_QUERY, {"request_id": request_id}).one_or_none()
+        return None if row is None else self._by_key(row) or self._by_policy(row)
+
     def refusal(self, request_id: str) -> Refusal | None:
         """Return why the request must not run any more, or None if it may, or has ended. Raises DatabaseUnavailable.
 
         Blocks for one query, and for as long as `Projects` may where the request names a project.
         """
-        row: Row[Any] | None = self._database.read(
-            lambda connection: connection.execute(_QUERY, {"request_id": request_id}).one_or_none()
-        )
-        if row is None:
-            return None
-        if not row.key_in_use:
-            return Refusal("failed", KeyRevoked.code, {})
-        return self._by_policy(row) or self._by_project(row)
+        row = self._database.row(_QUERY, {"request_id": request_id})
+        return None if row is None else self._by_key(row) or self._by_policy(row) or self._by_project(row)
+
+    def _by_key(self, row: Row[Any]) -> Refusal | None:
+        return None if row.key_in_use else Refusal("failed", KeyRevoked.code, {})
 
     def _by_policy(self, row: Row[Any]) -> Refusal | None:
         policy, detection = self._in_force(row)

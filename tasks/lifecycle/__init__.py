@@ -14,7 +14,7 @@ where the transaction failed and where only the answer to its commit was lost; `
 """
 
 from tasks.lifecycle.admission import FIRST_EPOCH, Admission, admit, refuse
-from tasks.lifecycle.attempts import NotStarted, Refusal, answer, start
+from tasks.lifecycle.attempts import WORKER_LOST, NotStarted, Refusal, answer, start
 from tasks.lifecycle.ending import cancel, expire, finish
 from tasks.lifecycle.giving_back import GivenBack, give_back
 from tasks.lifecycle.publication import Republished, expire_overdue, republish
@@ -22,6 +22,7 @@ from tasks.lifecycle.rows import Attempt
 
 __all__ = [
     "FIRST_EPOCH",
+    "WORKER_LOST",
     "Admission",
     "Attempt",
     "GivenBack",

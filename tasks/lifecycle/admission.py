@@ -16,6 +16,7 @@ from tasks.ids import made_at
 from tasks.schema import requests
 
 FIRST_EPOCH = 1
+_INSERT = sa.insert(requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def admit(connection: Connection, admission: Admission) -> str:
         if earlier is not None:
             return earlier
     connection.execute(
-        sa.insert(requests),
+        _INSERT,
         {
             "request_id": subject.request_id,
             "organization": subject.organization,

@@ -23,6 +23,19 @@ from tasks.schema import TERMINAL_STATES, requests
 
 #: What is recorded of a last attempt that never told how it ended.
 WORKER_LOST = "worker_lost"
+_BEGIN = (
+    sa.update(requests)
+    .where(
+        requests.c.request_id == sa.bindparam("id"),
+        requests.c.epoch == sa.bindparam("of_epoch"),
+        requests.c.finished_at.is_(None),
+        requests.c.attempt - requests.c.excused < sa.bindparam("max_attempts"),
+        requests.c.cancel_requested_at.is_(None),
+        sa.or_(requests.c.deadline.is_(None), requests.c.deadline > sa.bindparam("at")),
+    )
+    .values(state="running", attempt=requests.c.attempt + 1, worker=sa.bindparam("by"), not_before=None)
+    .returning(*SUBJECT, requests.c.attempt, requests.c.deadline)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +109,8 @@ def _ended_instead(
 
 def _begin(connection: Connection, request_id: str, epoch: int, worker: str, max_attempts: int) -> Row[Any] | None:
     """Return the row of a request that may begin another attempt, and has."""
-    return connection.execute(
-        sa.update(requests)
-        .where(
-            requests.c.request_id == request_id,
-            requests.c.epoch == epoch,
-            requests.c.state.in_(("queued", "running")),
-            requests.c.attempt - requests.c.excused < max_attempts,
-            requests.c.cancel_requested_at.is_(None),
-            sa.or_(requests.c.deadline.is_(None), requests.c.deadline > now()),
-        )
-        .values(state="running", attempt=requests.c.attempt + 1, worker=worker, not_before=None)
-        .returning(*SUBJECT, requests.c.attempt, requests.c.deadline)
-    ).one_or_none()
+    names = {"id": request_id, "of_epoch": epoch, "max_attempts": max_attempts, "at": now(), "by": worker}
+    return connection.execute(_BEGIN, names).one_or_none()
 
 
 def answer(

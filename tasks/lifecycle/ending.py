@@ -21,6 +21,15 @@ from tasks.schema import TERMINAL_STATES, requests
 End = Literal["completed", "failed", "cancelled", "expired", "dead"]
 #: The states a request may be in when it is ended by somebody who holds its row.
 OPEN = ("queued", "running")
+_MINE = (
+    requests.c.request_id == sa.bindparam("id"),
+    requests.c.epoch == sa.bindparam("of_epoch"),
+    requests.c.attempt == sa.bindparam("of_attempt"),
+)
+_END = sa.update(requests).where(
+    *_MINE, sa.or_(requests.c.state == sa.bindparam("of_state"), requests.c.state == sa.bindparam("or_state"))
+)
+_ENDED = sa.select(requests.c.state, requests.c.error_code).where(*_MINE)
 
 
 def finish(connection: Connection, attempt: Attempt, state: End, *, code: str | None = None, **facts: Any) -> bool:
@@ -47,19 +56,12 @@ def end(
 
     `of` are the states it may be in. Callers that hold the row's lock know which one that is.
     """
-    mine = (
-        requests.c.request_id == attempt.subject.request_id,
-        requests.c.epoch == attempt.epoch,
-        requests.c.attempt == attempt.number,
-    )
+    mine = {"id": attempt.subject.request_id, "of_epoch": attempt.epoch, "of_attempt": attempt.number}
     at = now()
-    changed = connection.execute(
-        sa.update(requests)
-        .where(*mine, requests.c.state.in_(of))
-        .values(state=state, finished_at=at, error_code=code, result=result, message=None, not_before=None)
-    )
+    new = {"state": state, "finished_at": at, "error_code": code, "result": result, "message": None, "not_before": None}
+    changed = connection.execute(_END, {**mine, "of_state": of[0], "or_state": of[-1], **new})
     if changed.rowcount == 0:
-        ended = connection.execute(sa.select(requests.c.state, requests.c.error_code).where(*mine)).one_or_none()
+        ended = connection.execute(_ENDED, mine).one_or_none()
         return ended is not None and tuple(ended) == (state, code)
     facts |= {"code": code, "worker": attempt.worker}
     last = event(attempt.subject, kind or state, attempt=attempt.number, epoch=attempt.epoch, at=at, **facts)

@@ -21,7 +21,7 @@ from tasks.lifecycle.giving_back import queue_again
 from tasks.lifecycle.rows import SUBJECT, last_attempt, locked
 from tasks.schema import TERMINAL_STATES, requests
 
-_MESSAGE = ("static_profile_hash", "prompt_tokens", "priority", "data_key", "message")
+_MESSAGE = ("static_profile_hash", "prompt_tokens", "priority", "data_key", "message", "trace_context")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Republished:
     data_key: bytes
     message: bytes
     published_at: datetime
+    trace_context: str | None = None
 
 
 def republish(

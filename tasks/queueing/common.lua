@@ -63,12 +63,19 @@ local function count(field, by)
   -- None is left, or the counter was lost and is younger than the messages.
   if redis.call('HINCRBY', COUNTS, field, string.format('%d', by)) <= 0 then
     redis.call('HDEL', COUNTS, field)
+    return false
   end
+  return true
 end
 
 -- Counts a message that begins (sign 1) or ends (sign -1) to wait.
 local function count_waiting(header, sign)
-  count('requests', sign)
+  local priority = string.match(header.list, ':(%a+)$')
+  count('priority ' .. ((priority == 'high' or priority == 'low') and priority or 'normal'), sign)
+  if not count('requests', sign) then
+    -- A release that does not count these may have taken some while this one ran beside it.
+    redis.call('HDEL', COUNTS, 'priority high', 'priority normal', 'priority low')
+  end
   count('requests ' .. header.organization, sign)
   if header.tokens > 0 then
     count('tokens', sign * header.tokens)

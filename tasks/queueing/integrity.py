@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import redis
 
-from tasks.queueing.keys import QueueKeys
+from tasks.queueing.keys import QueueKeys, priority_of
 
 _ZSETS = ("leases", "delayed", "ready")
 _HASHES = ("messages", "holders", "returns", "counts")
@@ -81,7 +81,8 @@ def _sums(messages: dict[bytes, bytes], leases: dict[bytes, float]) -> dict[str,
     sums: Counter[str] = Counter()
     for tag, record in messages.items():
         if tag not in leases:
-            _turn_text, _name, organization, tokens = json.loads(record.partition(b"\n")[0])
+            _turn_text, name, organization, tokens = json.loads(record.partition(b"\n")[0])
+            sums[f"priority {priority_of(name)}"] += 1
             for field, amount in (("requests", 1), ("tokens", tokens)):
                 sums[field] += amount
                 sums[f"{field} {organization}"] += amount

@@ -31,8 +31,8 @@ class QueueKeys:
 
     Each profile has a list for each priority it is asked with; an element is "<turn> <tag>". `ready` is a sorted set
     of the names of the lists, by the turn of their first element. `counts` has the numbers of requests and of
-    their prompt tokens that wait or are delayed, in all and by organization; `rate` how fast they leave. `wake` is a list
-    with at most one marker, on which idle workers block; `sweeps` says since when ended leases are looked for
+    their prompt tokens that wait or are delayed, in all and by organization, and of the requests by priority; `rate` how
+    fast they leave. `wake` is a list with at most one marker, on which idle workers block; `sweeps` says since when ended leases are looked for
     without a gap; `refused` is a list of the last hundred elements that were no messages. `probe` never exists: writing
     nothing to it shows whether Redis takes writes.
     """
@@ -76,6 +76,12 @@ class QueueKeys:
 def list_name(static_profile_hash: str, priority: Priority) -> str:
     """Return which list a message goes to."""
     return static_profile_hash if priority == "normal" else f"{static_profile_hash}:{priority}"
+
+
+def priority_of(name: str) -> Priority:
+    """Return the priority of a list's messages, by its name."""
+    suffix = name.rpartition(":")[2]
+    return next((priority for priority in HEAD_START_S if priority == suffix), "normal")
 
 
 @functools.cache

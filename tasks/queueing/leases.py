@@ -17,7 +17,6 @@ who is then no longer its holder.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import secrets
 import threading
@@ -27,10 +26,12 @@ from dataclasses import dataclass
 
 import redis
 
+from tasks.logs import get_logger
+from tasks.metrics import worker as metrics
 from tasks.queueing.keys import QueueKeys
 from tasks.queueing.scripts import Argument, Scripts
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 _LONGEST_RENEWAL_S = 2.0
 _RENEWALS_PER_LEASE = 3
 #: One, and more for those that have to find Redis again.
@@ -38,7 +39,7 @@ _RENEWALS_OF_ALL = 5
 _RETRY_S = 0.3
 _AT_ONCE = 500
 #: What renew.lua answers of a message.
-_ANOTHERS, _UNKNOWN = 0, -1
+_RENEWED, _ANOTHERS, _UNKNOWN = 1, 0, -1
 
 
 def process_holder() -> str:
@@ -94,10 +95,12 @@ class Leases:
         self._held: dict[str, bytes] = {}
         self._endings: dict[str, _Ending] = {}
         self._closing = False
+        self._confirmed_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
     def start(self) -> None:
         """Begin to renew."""
+        self._confirmed_at = time.monotonic()
         self._thread.start()
 
     def close(self, timeout_s: float = 5.0) -> None:
@@ -126,6 +129,7 @@ class Leases:
 
     def refuse(self, tag: str, why: str) -> None:
         """Set a message aside that cannot be read. `why` says so in a few words, without its content."""
+        metrics.REFUSED.inc()
         self._end(tag, lambda _record: _Ending("refuse", (why,)))
 
     def release(self, tag: str) -> None:
@@ -133,6 +137,14 @@ class Leases:
         with self._changed:
             self._held.pop(tag, None)
             self._endings.pop(tag, None)
+
+    @property
+    def renewal_age_s(self) -> float:
+        """Return since when Redis has confirmed no renewal, in seconds; before the start 0.
+
+        Having nothing to renew counts as confirmed.
+        """
+        return 0.0 if self._confirmed_at is None else time.monotonic() - self._confirmed_at
 
     @property
     def held(self) -> frozenset[str]:
@@ -162,7 +174,7 @@ class Leases:
                     self._renew(scripts)
                 self._tell(scripts, endings)
             except redis.RedisError as error:
-                logger.warning("redis does not take the leases: %s", type(error).__name__)
+                logger.warning("redis does not take the leases", error=type(error).__name__)
             except Exception:
                 # Without this thread all that runs here would be run again elsewhere.
                 logger.exception("the leases could not be kept")
@@ -185,7 +197,7 @@ class Leases:
                 continue
             try:
                 if not scripts.run(ending.script, self._holder, tag, *ending.arguments):
-                    logger.info("message %s: %s was not for this process to say", tag, ending.script)
+                    logger.info("a lease was not for this process to end", tag=tag, script=ending.script)
                 self._confirmed({tag: ending})
             except redis.ResponseError as refusal:
                 # Redis is there, and what it makes of one message must not hold up the others.
@@ -206,27 +218,31 @@ class Leases:
         for start in range(0, len(held), _AT_ONCE):
             some = held[start : start + _AT_ONCE]
             answers = scripts.run("renew", self._holder, *(tag for tag, _record in some))
+            metrics.LEASES_RENEWED.inc(answers.count(_RENEWED))
             for (tag, record), answer in zip(some, answers, strict=True):
                 if answer == _ANOTHERS:
                     self._lost(tag, record)
                 elif answer == _UNKNOWN:
                     self._adopt(scripts, tag, record)
+        self._confirmed_at = time.monotonic()
 
     def _adopt(self, scripts: Scripts, tag: str, record: bytes) -> None:
         with self._changed:
             if self._held.get(tag) is not record:
                 return
         scripts.run("adopt", self._holder, tag, record)
-        logger.warning("message %s: redis had lost it, and has it again", tag)
+        metrics.LEASES_ADOPTED.inc()
+        logger.warning("redis had lost a message, and has it again", tag=tag)
 
     def _lost(self, tag: str, record: bytes) -> None:
         with self._changed:
             if self._held.get(tag) is not record:
                 return
             del self._held[tag]
-        logger.warning("message %s: its lease has gone to another process", tag)
+        metrics.LEASES_LOST.inc()
+        logger.warning("a lease has gone to another process", tag=tag)
         try:
             self._on_lost(tag)
         except Exception:
             # The other leases must be renewed whatever becomes of this one.
-            logger.exception("message %s: the loss of its lease could not be told", tag)
+            logger.exception("the loss of a lease could not be told", tag=tag)

@@ -7,6 +7,10 @@ worker has it by its hash. The signature covers every field, so that only a gate
 The database keeps the sealed part, so that a request whose message Redis has lost can be published again, under a new
 epoch, without knowing what is in it.
 
+Where traces are recorded, it also says which one it belongs to. That has a signature of its own, over the message's name
+as well: a release that does not know the field reads the message as ever. Where it is missing, or another's, only the
+trace is lost.
+
 The message is built in Celery's protocol 2, and `argsrepr`, which Celery logs and Flower shows, is the id alone.
 """
 
@@ -15,6 +19,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -67,8 +72,11 @@ class MessageCodec:
         secret = len(wishes).to_bytes(4, "big") + wishes + pack(job.prompt.dynamic_token_ids)
         return seal(job.data_key, secret, f"job:{job.request_id}")
 
-    def encode(self, job: Job, wrapped_key: bytes, sealed: bytes | None = None) -> Queued:
-        """Return the message that asks a worker to run `job`, with the secret part that `sealed` gave for it, or a new one."""
+    def encode(self, job: Job, wrapped_key: bytes, sealed: bytes | None = None, trace: str | None = None) -> Queued:
+        """Return the message that asks a worker to run `job`, with the secret part that `sealed` gave for it, or a new one.
+
+        `trace` is the context of the span that the worker's belong under.
+        """
         return self._signed(
             {
                 "v": VERSION,
@@ -81,11 +89,15 @@ class MessageCodec:
                 "priority": job.priority,
                 "key": _text(wrapped_key),
                 "sealed": _text(self.sealed(job) if sealed is None else sealed),
-            }
+            },
+            trace,
         )
 
-    def again(self, request: Republished) -> Queued:
-        """Return the message of a request that is published once more, under its new epoch; what is sealed stays so."""
+    def again(self, request: Republished, trace: str | None = None) -> Queued:
+        """Return the message of a request that is published once more, under its new epoch; what is sealed stays so.
+
+        `trace` is as in `encode`; without it, the request's own is carried on.
+        """
         return self._signed(
             {
                 "v": VERSION,
@@ -98,7 +110,8 @@ class MessageCodec:
                 "priority": request.priority,
                 "key": _text(request.data_key),
                 "sealed": _text(request.message),
-            }
+            },
+            trace or request.trace_context,
         )
 
     def decode(self, envelope: Any) -> Job:
@@ -124,12 +137,26 @@ class MessageCodec:
                 data_key=data_key,
                 tools=wishes.tools,
                 priority=envelope["priority"],
+                trace_context=self._trace(envelope),
             )
         except (KeyError, TypeError, ValueError, ValidationError, binascii.Error, DecryptionFailed) as error:
             raise MessageRejected(f"the message cannot be read: {type(error).__name__}") from None
 
-    def _signed(self, envelope: dict[str, Any]) -> Queued:
+    def _trace(self, envelope: Mapping[str, Any]) -> str | None:
+        """Return the trace that the message belongs to, or None if no gateway said so."""
+        if "trace" not in envelope:
+            return None
+        try:
+            genuine = self._signer.verifies(_trace_content(envelope), _bytes(envelope["trace_signature"]))
+        except (KeyError, TypeError, ValueError):
+            return None
+        return str(envelope["trace"]) if genuine else None
+
+    def _signed(self, envelope: dict[str, Any], trace: str | None) -> Queued:
         signature = _text(self._signer.sign(_signed_content(envelope)))
+        if trace is not None:
+            envelope["trace"] = trace
+            envelope["trace_signature"] = _text(self._signer.sign(_trace_content(envelope)))
         priority = cast("Priority", envelope["priority"])
         return Queued(
             tag=delivery_tag(envelope["id"], envelope["epoch"]),
@@ -182,6 +209,10 @@ def _celery_message(envelope: dict[str, Any]) -> str:
 
 def _signed_content(envelope: dict[str, Any]) -> bytes:
     return json.dumps([envelope[name] for name in _SIGNED], separators=(",", ":")).encode()
+
+
+def _trace_content(envelope: Mapping[str, Any]) -> bytes:
+    return json.dumps(["trace", *(envelope[name] for name in ("id", "epoch", "trace"))], separators=(",", ":")).encode()
 
 
 def _text(data: bytes) -> str:

@@ -8,7 +8,6 @@ accepted at the time.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Self, cast
@@ -16,12 +15,14 @@ from typing import Self, cast
 import redis
 
 from tasks.errors import QueueFull, QueueUnavailable
+from tasks.logs import get_logger
 from tasks.queueing.keys import QueueKeys
 from tasks.queueing.message import Queued
 from tasks.queueing.scripts import Scripts
+from tasks.queueing.together import Together
 from tasks.settings import SchedulingGroup
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,13 @@ class Load:
 class Publisher:
     """Puts messages into the queue."""
 
-    def __init__(self, client: redis.Redis, keys: QueueKeys, limits: Limits | None = None) -> None:
+    def __init__(
+        self, client: redis.Redis, keys: QueueKeys, limits: Limits | None = None, together: Together | None = None
+    ) -> None:
         self._client = client
         self._keys = keys
         self._limits = limits or Limits()
-        self._scripts = Scripts(client, keys)
+        self._scripts = Scripts(together or Together(client), keys)
 
     def room(self, organization: str, tokens: int) -> None:
         """Return if a request of `tokens` prompt tokens may wait, and Redis would take it.
@@ -111,7 +114,7 @@ class Publisher:
         try:
             self._scripts.run("withdraw", tag)
         except redis.RedisError:
-            logger.warning("message %s stays in the queue; the worker that takes it finds its request ended", tag)
+            logger.warning("a message stays in the queue; the worker that takes it finds its request ended", tag=tag)
 
     def load(self) -> Load:
         """Return how full the queue is. Raises QueueUnavailable."""
@@ -127,4 +130,4 @@ class Publisher:
         try:
             self._client.publish(self._keys.cancels, request_id)
         except redis.RedisError:
-            logger.warning("request %s: its worker hears later that it was cancelled", request_id)
+            logger.warning("a worker hears of a cancel later", request_id=request_id)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import redis
-from redis.commands.core import Script
 
 from tasks.queueing.keys import QueueKeys, script
+from tasks.queueing.together import Together
 
 Argument = str | bytes | int | float
 
@@ -15,14 +16,21 @@ Argument = str | bytes | int | float
 class Scripts:
     """The scripts over one client. They are loaded again by themselves where Redis has forgotten them."""
 
-    def __init__(self, client: redis.Redis, keys: QueueKeys) -> None:
+    def __init__(self, client: redis.Redis | Together, keys: QueueKeys) -> None:
         self._client = client
         self._keys = keys.of_scripts
         self._lists = keys.lists
-        self._known: dict[str, Script] = {}
+        self._known: dict[str, tuple[str, str]] = {}
 
     def run(self, name: str, *arguments: Argument) -> Any:
         """Return what script `name` answers. Raises redis.RedisError; whether it was done is then not known."""
         if name not in self._known:
-            self._known[name] = self._client.register_script(script(name))
-        return self._known[name](keys=self._keys, args=[self._lists, *arguments])
+            text = script(name)
+            self._known[name] = text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        text, digest = self._known[name]
+        given = (len(self._keys), *self._keys, self._lists, *arguments)
+        try:
+            return self._client.execute_command("EVALSHA", digest, *given)
+        except redis.exceptions.NoScriptError:
+            # It was not run, and is known from now on.
+            return self._client.execute_command("EVAL", text, *given)

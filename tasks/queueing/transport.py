@@ -13,7 +13,6 @@ Celery's remote control, are kombu's as they are, below the same key prefix.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -25,12 +24,14 @@ from kombu.utils.json import dumps, loads
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tasks.logs import get_logger
+from tasks.metrics import worker as metrics
 from tasks.queueing.keys import FAMILY, QueueKeys
 from tasks.queueing.leases import grace_s, process_holder
 from tasks.queueing.qos import OURS, QoS, as_connection_errors
 from tasks.queueing.scripts import Argument, Scripts
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 ALIAS = "metaqore-redis"
 #: The same, where the servers in the URL are Sentinels: kombu knows them by this scheme alone, so ours takes its place.
 SENTINEL_ALIAS = "sentinel"
@@ -73,7 +74,7 @@ class Channel(kombu_redis.Channel):
             except redis.OutOfMemoryError:
                 # A worker must be able to begin, or a full Redis would never become emptier. What needs this binding, such as
                 # answers to remote control, waits until there is memory again.
-                logger.warning("redis has no memory left to bind %s", queue)
+                logger.warning("redis has no memory left to bind a queue", queue=queue)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         if queue != FAMILY:
@@ -99,7 +100,12 @@ class Channel(kombu_redis.Channel):
             self.Message(message, channel=self)
         except Exception as error:
             # Whatever it is, somebody put it there to be read, and it cannot be.
-            logger.error("message %r cannot be read (%s) and is set aside", tag[:100], type(error).__name__)
+            logger.error(
+                "a message cannot be read, and is set aside",
+                tag=tag.decode("ascii", "replace"),
+                error=type(error).__name__,
+            )
+            metrics.REFUSED.inc()
             self._run("refuse", self.holder, tag, f"cannot be read: {type(error).__name__}")
             raise virtual.base.Empty from None
         return message

@@ -133,3 +133,20 @@ def test_as_a_process(arguments: tuple[str, ...], status: int, output: str, erro
     assert output in done.stdout
     assert errors in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_help_before_there_is_anything(tmp_path: Path) -> None:
+    """Without secrets there is no application yet, and its commands are what would make them."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    ran = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "gateway_app", "--help"],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0
+    assert "Usage: " in ran.stdout
+    assert " secrets " in ran.stdout
+    assert "`flask secrets create` makes it" in ran.stderr

@@ -4,8 +4,8 @@ Tests that promise durability need the real thing, killed and restarted. The fix
 `tests/conftest.py`.
 """
 
-from tests.services.helpers import free_port, processes_in, require, wait_until
+from tests.services.helpers import free_port, missing, processes_in, require, wait_until
 from tests.services.postgres_server import PostgresServer
 from tests.services.redis_server import RedisServer
 
-__all__ = ["PostgresServer", "RedisServer", "free_port", "processes_in", "require", "wait_until"]
+__all__ = ["PostgresServer", "RedisServer", "free_port", "missing", "processes_in", "require", "wait_until"]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import psutil
 import pytest
@@ -25,15 +25,19 @@ POLL_S = 0.01
 def require(module_name: str) -> Path:
     """Return the folder of package `module_name`, without importing it.
 
-    Where it is missing the test is skipped, but fails if the environment says CI: there, nothing may be left out.
+    Where it is missing the test is skipped, or fails.
     """
     spec = importlib.util.find_spec(module_name)
     if spec is None or not spec.submodule_search_locations:
-        message = f"package {module_name} is not installed"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        missing(f"package {module_name} is not installed")
     return Path(spec.submodule_search_locations[0])
+
+
+def missing(message: str) -> NoReturn:
+    """Skip the test, or fail it if the environment says CI: there, nothing may be left out."""
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 def free_port() -> int:

@@ -23,7 +23,7 @@ from tasks.errors import InvalidCursor
 from tasks.ids import new_request_id
 from tasks.job import Choice, FinishReason, Piece, Result, Timings, TokenLogprob, ToolCall, ToolCallDelta, Usage
 from tasks.settings import StreamingGroup
-from tasks.stream import FIELD, START, Cursor, Frame, completed, delta, ended, opening, replay, stream_key
+from tasks.stream import FIELD, START, Cursor, Frame, completed, delta, ended, gathered, opening, replay, stream_key
 from tests.services import RedisServer
 from worker_gpu.engines.base import Delta
 from worker_gpu.streams import CROWD, RequestStream, StreamWriter
@@ -284,6 +284,8 @@ def test_replay_equals_what_was_written(redis_url: str, answers: list[Written], 
             live = frames_in(client, request_id)
             again = answer.replay()
             assert as_sent(again) == as_sent(live)
+            if live[-1].event == "completed":
+                assert gathered(live) == answer.result
             assert [frame.terminal for frame in live] == [False] * (len(live) - 1) + [True]
             for cursor in [START, *(frame.cursor for frame in live)]:
                 tail = [frame for frame in again if frame.cursor > cursor]

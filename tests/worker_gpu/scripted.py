@@ -13,11 +13,13 @@ from typing import Any, cast
 import redis
 import sqlalchemy as sa
 from redis.asyncio import Redis as AsyncRedis
+from sqlalchemy.engine import Connection
 
 from tasks import lifecycle
 from tasks.audit.events import Subject
 from tasks.crypto import KeyWrapper, Signer, unseal
 from tasks.db import Database
+from tasks.governance.recheck import Recheck
 from tasks.ids import new_request_id
 from tasks.job import Job, Prompt, Result, Sampling
 from tasks.queueing.keys import QueueKeys
@@ -30,12 +32,13 @@ from tasks.settings import SchedulingGroup, StreamingGroup, settings
 from tasks.stream import FIELD, Cursor, Frame, replay, stream_key
 from tests.services import wait_until
 from worker_gpu.background import cancel
-from worker_gpu.engines.base import Delta, EngineLimits, GenerationRequest
+from worker_gpu.engines.base import Delta, EngineLimits, EngineLoad, GenerationRequest
 from worker_gpu.giving_back import Returns
 from worker_gpu.patience import Patience
 from worker_gpu.profiles import StaticParts
 from worker_gpu.records import Records
 from worker_gpu.runner import Runner
+from worker_gpu.scopes import Outcome
 from worker_gpu.streams import StreamWriter
 
 ORGANIZATION = "default"
@@ -81,6 +84,11 @@ class ScriptedEngine:
         self.running: set[str] = set()
         self.asked: list[GenerationRequest] = []
         self.closing_s = 0.0
+
+    @property
+    def load(self) -> EngineLoad:
+        """Return that all it has runs."""
+        return EngineLoad(running=len(self.running))
 
     @property
     def busy(self) -> bool:
@@ -137,7 +145,7 @@ class Worker:
     lost: list[str]
     asking: AsyncRedis
     taken: dict[str, tuple[bytes, int]] = field(default_factory=dict)
-    tasks: list[asyncio.Task[bool]] = field(default_factory=list)
+    tasks: list[asyncio.Task[Outcome]] = field(default_factory=list)
 
     def message(self, *, n: int = 1, decision: Mapping[str, Any] | None = None, **columns: Any) -> Message:
         """Admit a request, and lease its message to this worker."""
@@ -192,18 +200,18 @@ class Worker:
         message.record, message.came_back = self.taken.pop(message.tag)
         self.leases.hold(message.tag, message.record)
 
-    def run(self, message: Message) -> asyncio.Task[bool]:
+    def run(self, message: Message) -> asyncio.Task[Outcome]:
         """Begin to run a message."""
         running = self.runner.run(message.envelope, message.tag, message.came_back)
         self.tasks.append(asyncio.create_task(running))
         return self.tasks[-1]
 
-    async def run_again(self, message: Message) -> asyncio.Task[bool]:
+    async def run_again(self, message: Message) -> asyncio.Task[Outcome]:
         """Take a message that was given back, once it is due, and begin to run it."""
         await asyncio.to_thread(self.take, message)
         return self.run(message)
 
-    async def running(self, message: Message, attempt: int = 1, words: int = 2) -> asyncio.Task[bool]:
+    async def running(self, message: Message, attempt: int = 1, words: int = 2) -> asyncio.Task[Outcome]:
         """Begin to run a message; return once so many words of it are in Redis."""
         task = self.run(message)
         said = "".join(f"{number} " for number in range(1, words + 1))
@@ -286,6 +294,15 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
+class Agreeing:
+    """Finds nothing that forbids a request to run."""
+
+    asks_projects = False
+
+    def by_record(self, _connection: Connection, _request_id: str) -> None:
+        return None
+
+
 class Shelf:
     """Has every profile's static part at hand, or only after a while."""
 
@@ -316,6 +333,7 @@ async def working() -> AsyncIterator[Worker]:
         scheduling = SchedulingGroup(max_attempts=3, retry_first_s=0.1, retry_max_s=0.2)
         runner = Runner(
             engine=engine,
+            engine_name="simulated",
             records=records,
             codec=codec,
             static_parts=cast("StaticParts", Shelf()),
@@ -325,7 +343,7 @@ async def working() -> AsyncIterator[Worker]:
             model="tiny",
             max_attempts=scheduling.max_attempts,
             salt=b"salt" * 8,
-            recheck=lambda _request_id: None,
+            recheck=cast("Recheck", Agreeing()),
             patience=Patience(client, redis_keys.prefix, 0.0),
         )
         sending = asyncio.create_task(streams.send_forever())

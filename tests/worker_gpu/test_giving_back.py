@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, cast
@@ -14,7 +15,8 @@ import pytest
 import worker_gpu.giving_back
 from tasks import lifecycle
 from tasks.db import now
-from tasks.errors import EngineDead, EngineFailed, ModelMismatch
+from tasks.errors import DatabaseUnavailable, EngineDead, EngineFailed, ModelMismatch
+from tasks.governance.recheck import Recheck
 from tasks.queueing.leases import process_holder
 from tasks.queueing.scripts import Scripts
 from tests.worker_gpu.scripted import (
@@ -61,13 +63,13 @@ def test_what_may_go_better_is_tried_again(error: Exception, caplog: pytest.LogC
     async def work(worker: Worker) -> None:
         worker.engine.script = failing(error)
         message = worker.message(deadline=now() + timedelta(hours=1))
-        assert not await worker.run(message)
+        assert await worker.run(message) != "completed"
         worker.wait_until_let_go(message)
         row = worker.row(message)
         assert (row.state, row.attempt, row.excused) == ("queued", 1, 0)
         assert row.not_before > row.published_at
         worker.engine.script = three_words
-        assert await (await worker.run_again(message))
+        assert await (await worker.run_again(message)) == "completed"
         worker.check_end(message, "completed", None)
         assert worker.result(message).text == "1 2 3 "
         assert [frame.event for frame in worker.frames(message) if frame.cursor.sequence == 0] == ["started", "reset"]
@@ -84,9 +86,9 @@ def test_the_last_attempt_is_the_end() -> None:
     async def work(worker: Worker) -> None:
         worker.engine.script = failing(EngineFailed())
         message = worker.message()
-        assert not await worker.run(message)
+        assert await worker.run(message) != "completed"
         for _ in range(2):
-            assert not await (await worker.run_again(message))
+            assert await (await worker.run_again(message)) != "completed"
         worker.check_end(message, "dead", "attempts_exhausted")
         assert worker.terminal_event(message).details == {"last_code": "engine_failed"}
         assert worker.row(message).attempt == 3
@@ -119,36 +121,51 @@ def test_what_runs_is_given_back_when_the_worker_ends(reason: Reason, excused: i
         message = worker.message()
         task = await worker.running(message)
         worker.runner.scopes.stop_all(reason)
-        assert not await task
+        assert await task != "completed"
         assert worker.engine.running == set()
         worker.wait_until_let_go(message)
         row = worker.row(message)
         assert (row.state, row.attempt, row.excused) == ("queued", 1, excused)
         assert worker.kinds(message)[-1] == ("requeued", code)
         worker.engine.script = three_words
-        assert await (await worker.run_again(message))
+        assert await (await worker.run_again(message)) == "completed"
         worker.check_end(message, "completed", None)
 
     with_worker(work)
 
 
+class Asking:
+    """Governance that has to ask about a request's project."""
+
+    asks_projects = True
+
+
+@pytest.mark.parametrize("asking", [True, False])
 @pytest.mark.parametrize("reason", ["worker_draining", "engine_dead", "lease_lost"])
-def test_what_has_not_begun_leaves_no_trace(reason: Reason) -> None:
-    """While governance still looks: the message goes back at once, or stays with its new owner, and no attempt counts."""
+def test_what_has_not_begun_leaves_no_trace(reason: Reason, asking: bool) -> None:
+    """While governance still asks about its project: the message goes back at once, or stays with its new owner, and no
+    attempt counts. So it is while the database is away.
+    """
 
     async def work(worker: Worker) -> None:
         looking = asyncio.Event()
 
         async def look(_work: Any) -> None:
             looking.set()
-            await asyncio.Event().wait()
+            if asking:
+                await asyncio.Event().wait()
+            raise DatabaseUnavailable
 
+        agreeing = worker.runner.recheck
+        worker.runner = replace(worker.runner, recheck=cast("Recheck", Asking()) if asking else agreeing)
         worker.runner.records.in_thread = look  # type: ignore[method-assign, assignment]
+        worker.runner.records.try_write = look  # type: ignore[method-assign, assignment]
         message = worker.message()
         task = worker.run(message)
         await looking.wait()
+        await asyncio.sleep(0)
         worker.runner.scopes.stop_all(reason, but_begun=True)
-        assert not await task
+        assert await task != "completed"
         if reason == "lease_lost":
             assert message.tag not in worker.leases.held
         else:
@@ -170,7 +187,7 @@ def test_draining_leaves_what_has_begun_for_a_while() -> None:
         await until(lambda: worker.row(message).state == "running")
         worker.runner.scopes.stop_all("worker_draining", but_begun=True)
         shelf.available.set()
-        assert await task
+        assert await task == "completed"
         worker.check_end(message, "completed", None)
 
     with_worker(work)
@@ -190,7 +207,7 @@ def test_a_lease_that_went_to_another_process() -> None:
         await until(lambda: worker.lost)
         assert worker.lost == [message.tag]
         worker.runner.scopes.lose(message.tag)
-        assert not await task
+        assert await task != "completed"
         assert worker.client.hget(worker.redis_keys.named("holders"), message.tag) == b"another"
         assert (worker.row(message).state, worker.row(message).excused) == ("queued", 1)
         assert worker.kinds(message)[-1] == ("requeued", "lease_lost")
@@ -209,15 +226,15 @@ def test_published_again_while_it_runs() -> None:
         lost = await worker.running(older)
         newer = worker.republish(older)
         running = await worker.running(newer, attempt=2)
-        assert not await lost
+        assert await lost != "completed"
         worker.wait_until_let_go(older)
         assert (worker.is_queued(older), worker.is_leased(newer)) == (False, True)
         worker.leases.hold(older.tag, older.record)
-        assert not await worker.run(older)
+        assert await worker.run(older) != "completed"
         assert not running.done()
         assert older.tag not in worker.leases.held
         worker.cancel(newer)
-        assert not await running
+        assert await running != "completed"
         worker.check_end(newer, "cancelled", "cancelled")
 
     with_worker(work)
@@ -249,9 +266,9 @@ def test_nobody_waits_for_another_attempt(how: str) -> None:
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(lifecycle, "start", start_and_cancel)
-                assert not await worker.run(message)
+                assert await worker.run(message) != "completed"
         else:
-            assert not await worker.run(message)
+            assert await worker.run(message) != "completed"
         worker.check_end(message, how, how)
 
     with_worker(work)
@@ -274,11 +291,11 @@ def test_a_message_that_cannot_be_verified(caplog: pytest.LogCaptureFixture, mon
     async def work(worker: Worker) -> None:
         message = worker.message()
         damaged(message)
-        assert not await worker.run(message)
+        assert await worker.run(message) != "completed"
         for _ in range(2):
             worker.wait_until_let_go(message)
             assert worker.is_queued(message)
-            assert not await (await worker.run_again(message))
+            assert await (await worker.run_again(message)) != "completed"
         worker.wait_until_let_go(message)
         assert not worker.is_queued(message)
         assert worker.client.llen(worker.redis_keys.named("refused")) == 1
@@ -296,10 +313,10 @@ def test_a_message_under_anothers_name() -> None:
     async def work(worker: Worker) -> None:
         message, other = worker.message(), worker.message()
         message.envelope = other.envelope
-        assert not await worker.run(message)
+        assert await worker.run(message) != "completed"
         assert worker.engine.asked == []
         assert worker.kinds(other) == worker.kinds(message) == [("received", None), ("admitted", None)]
-        assert await worker.run(other)
+        assert await worker.run(other) == "completed"
 
     with_worker(work)
 
@@ -339,7 +356,7 @@ def test_last_attempts_are_not_shared() -> None:
             await until(partial(has_ended, worker, now_running))
             if turn < 2:
                 await until(lambda: any(has(worker, one) for one in suspects))
-        assert await asyncio.gather(*tasks) == [False] * 3
+        assert await asyncio.gather(*tasks) == ["cancelled"] * 3
         assert not fresh.done()
 
     with_worker(work)
@@ -373,7 +390,7 @@ def test_waiting_for_the_last_attempt_ends_early(how: str) -> None:
             worker.cancel(second)
         elif how == "worker_draining":
             worker.runner.scopes.stop_all("worker_draining", but_begun=True)
-        assert not await waiting
+        assert await waiting != "completed"
         assert not running.done()
         worker.wait_until_let_go(second)
         assert worker.is_queued(second) == (how == "worker_draining")

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
 from flask.testing import FlaskClient
+from sqlalchemy.engine import Connection
 
 from tasks import lifecycle
 from tasks.audit.events import Subject
@@ -277,13 +278,18 @@ def refusing(worker: ScriptedWorker, *refusals: Refusal | Exception | None) -> N
     """Have the worker's governance answer so, one after the other."""
     answers = iter(refusals)
 
-    def recheck(_request_id: str) -> Refusal | None:
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    class Governance:
+        """Asks nobody else."""
 
-    worker.runner = replace(worker.runner, recheck=recheck)
+        asks_projects = False
+
+        def by_record(self, _connection: Connection, _request_id: str) -> Refusal | None:
+            answer = next(answers)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    worker.runner = replace(worker.runner, recheck=cast("Recheck", Governance()))
 
 
 @SQLITE
@@ -294,13 +300,13 @@ def test_the_engine_never_sees_it() -> None:
     async def work(worker: ScriptedWorker) -> None:
         refused, fine = worker.message(), worker.message()
         refusing(worker, VETOED, None)
-        assert not await worker.run(refused)
+        assert await worker.run(refused) != "completed"
         assert worker.engine.asked == []
         assert (worker.row(refused).state, worker.terminal_event(refused).kind) == ("failed", "vetoed")
         last = worker.frames(refused)[-1]
         assert (last.event, last.data["code"], last.terminal) == ("failed", "policy_veto", True)
         worker.wait_until_let_go(refused)
-        assert await worker.run(fine)
+        assert await worker.run(fine) == "completed"
         worker.check_end(fine, "completed", None)
 
     with_worker(work)
@@ -318,7 +324,7 @@ def test_another_attempt_is_looked_at_again() -> None:
         lost.cancel()
         await asyncio.gather(lost, return_exceptions=True)
         refusing(worker, Refusal("failed", "key_revoked", {}))
-        assert not await worker.run(message)
+        assert await worker.run(message) != "completed"
         worker.check_end(message, "failed", "key_revoked")
         assert len(worker.engine.asked) == 1
 
@@ -337,7 +343,7 @@ def test_a_database_that_is_away() -> None:
         running = worker.run(message)
         await asyncio.sleep(0.2)
         assert worker.engine.asked == []
-        assert await running
+        assert await running == "completed"
         worker.check_end(message, "completed", None)
 
     with_worker(work)

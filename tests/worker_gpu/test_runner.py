@@ -50,7 +50,7 @@ def test_an_answer() -> None:
 
     async def work(worker: Worker) -> None:
         message = worker.message()
-        assert await worker.run(message)
+        assert await worker.run(message) == "completed"
         worker.check_end(message, "completed", None)
         result = worker.result(message)
         assert (result.text, result.finish_reason, result.model) == ("1 2 3 ", "stop", "tiny")
@@ -73,7 +73,7 @@ def test_several_choices() -> None:
     async def work(worker: Worker) -> None:
         worker.engine.script = script
         message = worker.message(n=3)
-        assert await worker.run(message)
+        assert await worker.run(message) == "completed"
         worker.check_end(message, "completed", None)
         assert [choice.text for choice in worker.result(message).choices] == ["2 4 ", "3 6 ", "1 5 "]
         assert worker.result(message).finish_reasons == ("stop",) * 3
@@ -92,7 +92,7 @@ def test_an_engine_that_does_not_say_how_each_choice_ended(ended: int) -> None:
     async def work(worker: Worker) -> None:
         worker.engine.script = script
         message = worker.message(n=2)
-        assert not await worker.run(message)
+        assert await worker.run(message) != "completed"
         assert worker.row(message).state == "queued"
         assert worker.kinds(message)[-1] == ("requeued", "engine_failed")
 
@@ -111,11 +111,11 @@ def test_cancelled_while_it_runs() -> None:
         task, going_on = await worker.running(message), await worker.running(other)
         began = time.monotonic()
         worker.cancel(message)
-        assert not await task
+        assert await task != "completed"
         print(f"cancelled in {(time.monotonic() - began) * 1000:.0f} ms")
         assert worker.engine.running == {f"{other.job.request_id}-1"}
         worker.cancel(other)
-        assert not await going_on
+        assert await going_on != "completed"
         for ended in (message, other):
             worker.check_end(ended, "cancelled", "cancelled")
             result = worker.result(ended)
@@ -140,7 +140,7 @@ def test_cancelled_before_the_first_token() -> None:
         task = worker.run(message)
         await until(lambda: worker.engine.running)
         worker.cancel(message)
-        assert not await task
+        assert await task != "completed"
         worker.check_end(message, "cancelled", "cancelled")
         result = worker.result(message)
         assert (result.pieces, result.usage.output_tokens, result.usage.prompt_tokens) == ((), 0, 5)
@@ -159,7 +159,7 @@ def test_cancelled_before_the_engine_has_it() -> None:
         task = worker.run(message)
         await until(lambda: worker.row(message).state == "running" and worker.runner.scopes)
         worker.cancel(message)
-        assert not await task
+        assert await task != "completed"
         worker.check_end(message, "cancelled", "cancelled")
         assert worker.engine.asked == []
 
@@ -173,7 +173,7 @@ def test_too_late_while_it_runs() -> None:
         worker.engine.script = endless
         deadline = now() + timedelta(seconds=1)
         message = worker.message(deadline=deadline)
-        assert not await (await worker.running(message))
+        assert await (await worker.running(message)) != "completed"
         late_s = (now() - deadline).total_seconds()
         print(f"expired {late_s * 1000:.0f} ms after the deadline")
         assert late_s >= 0
@@ -189,7 +189,7 @@ def test_an_answer_in_time() -> None:
 
     async def work(worker: Worker) -> None:
         message = worker.message(deadline=now() + timedelta(hours=1))
-        assert await worker.run(message)
+        assert await worker.run(message) == "completed"
         worker.check_end(message, "completed", None)
 
     with_worker(work)
@@ -213,7 +213,7 @@ def test_stopped_for_two_reasons(first: str) -> None:
         for _ in range(3):
             worker.cancel(message)
             await asyncio.sleep(0.01)
-        assert not await task
+        assert await task != "completed"
         worker.check_end(message, first, first)
 
     with_worker(work)
@@ -224,11 +224,11 @@ def test_stopping_what_does_not_run_here() -> None:
 
     async def work(worker: Worker) -> None:
         done = worker.message()
-        assert await worker.run(done)
+        assert await worker.run(done) == "completed"
         for request_id in (done.job.request_id, new_request_id(), "", "nonsense"):
             worker.runner.scopes.stop(request_id, "cancelled")
         other = worker.message()
-        assert await worker.run(other)
+        assert await worker.run(other) == "completed"
         for message in (done, other):
             worker.check_end(message, "completed", None)
 
@@ -247,7 +247,7 @@ def test_what_no_engine_can_answer(error: GatewayError, caplog: pytest.LogCaptur
         worker.engine.script = script
         for deadline in (None, now() + timedelta(hours=1)):
             message = worker.message(deadline=deadline)
-            assert not await worker.run(message)
+            assert await worker.run(message) != "completed"
             worker.check_end(message, "failed", error.code)
 
     with_worker(work)
@@ -269,10 +269,10 @@ def test_an_engine_that_fails_when_it_is_stopped() -> None:
         message = worker.message()
         task = await worker.running(message, words=1)
         worker.cancel(message)
-        assert not await task
+        assert await task != "completed"
         worker.check_end(message, "cancelled", "cancelled")
         worker.engine.script = three_words
-        assert await worker.run(worker.message())
+        assert await worker.run(worker.message()) == "completed"
 
     with_worker(work)
 
@@ -319,7 +319,7 @@ def test_the_database_is_away_when_it_is_stopped(monkeypatch: pytest.MonkeyPatch
         await until(lambda: refused > 1)
         assert worker.engine.running == set()
         assert not worker.frames(message)[-1].terminal
-        assert not await task
+        assert await task != "completed"
         worker.check_end(message, "cancelled", "cancelled")
 
     with_worker(work)
@@ -340,10 +340,10 @@ def test_a_worker_that_gets_its_own_message_again(closing_s: float) -> None:
         lost = [await worker.running(answered), await worker.running(cancelled)]
         again = await worker.running(cancelled, attempt=2)
         worker.engine.script = three_words
-        assert await worker.run(answered)
+        assert await worker.run(answered) == "completed"
         worker.cancel(cancelled)
-        assert not await again
-        assert await asyncio.gather(*lost) == [False, False]
+        assert await again != "completed"
+        assert await asyncio.gather(*lost) == ["fenced", "fenced"]
         worker.check_end(answered, "completed", None)
         worker.check_end(cancelled, "cancelled", "cancelled")
         assert [worker.row(message).attempt for message in (answered, cancelled)] == [2, 2]
@@ -378,7 +378,7 @@ def test_a_worker_that_died_before_it_told(state: Any) -> None:
         )
         sealed = seal(message.job.data_key, stored.model_dump_json().encode(), f"result:{message.job.request_id}")
         worker.database.write(lambda on: lifecycle.answer(on, attempt, stored, sealed, state))
-        assert not await worker.run(message)
+        assert await worker.run(message) == state
         assert worker.frames(message)[: len(shown)] == shown
         assert worker.text(message) == "1 2 3 4 "
         worker.check_end(message, state, None if state == "completed" else state)
@@ -397,7 +397,7 @@ def test_an_answer_that_cannot_be_read_any_more() -> None:
         await asyncio.gather(dying, return_exceptions=True)
         attempt = lifecycle.Attempt(message.subject, lifecycle.FIRST_EPOCH, 1, "gpu@test")
         worker.database.write(lambda on: lifecycle.finish(on, attempt, "completed", result=b"scrambled"))
-        assert not await worker.run(message)
+        assert await worker.run(message) == "completed"
         worker.wait_until_let_go(message)
         assert not worker.is_queued(message)
 
@@ -424,7 +424,7 @@ def test_a_message_of_a_request_that_nobody_wants_any_more(state: str, begun: bo
         else:
             await until(lambda: now() > soon)
         asked = len(worker.engine.asked)
-        assert not await worker.run(message)
+        assert await worker.run(message) != "completed"
         worker.check_end(message, state, state)
         assert len(worker.engine.asked) == asked
         assert worker.text(message) == ("1 2 " if begun else "")
@@ -463,10 +463,10 @@ def test_cancelling_at_any_moment() -> None:
         cancelling = [cancel(worker, message) for message in messages]
         running = [worker.run(message) for message in messages]
         await asyncio.gather(*cancelling)
-        answered = await asyncio.gather(*running)
+        outcomes = await asyncio.gather(*running)
         ends = [worker.row(message).state for message in messages]
-        for message, state, succeeded in zip(messages, ends, answered, strict=True):
-            assert succeeded == (state == "completed")
+        for message, state, outcome in zip(messages, ends, outcomes, strict=True):
+            assert outcome == state
             if state == "completed":
                 worker.check_end(message, state, None)
                 assert worker.result(message).finish_reason == "stop"

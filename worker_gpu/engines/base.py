@@ -26,6 +26,20 @@ class EngineLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine has to do, as of its last step: sequences that run, and that wait for room.
+
+    `kv_usage` is the share of the KV cache that running sequences hold, 0 to 1, None where the engine does not tell.
+    `preemptions` counts the sequences that lost their blocks to others since the start.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float | None = None
+    preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One prompt to run.
 
@@ -71,6 +85,11 @@ class Engine(Protocol):
     @property
     def steps(self) -> int:
         """Return how many steps the engine has computed. While it is busy, a number that stays means that it hangs."""
+        ...
+
+    @property
+    def load(self) -> EngineLoad:
+        """Return what the engine has to do. Any thread may ask."""
         ...
 
     @property

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import logging
 import re
 import sys
 from collections import OrderedDict
@@ -23,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import EngineFailed, Unsupported
+from tasks.logs import get_logger
 from worker_gpu.engines.vllm_sampling import Constraint, structured_outputs
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SCRIPT = Path(__file__).with_name("grammar_trial.py")
 #: Processor time that one grammar may take. Ten strings of different `maxLength` take 15 s with 49,000 tokens, and
@@ -108,7 +108,7 @@ class GrammarCheck:
             tokenizer = await asyncio.to_thread(_described, self._tokenizer, self._vocabulary)
         except Exception as error:
             # A kind of tokenizer for which vLLM has its own way, such as Mistral's; only it sees schemas then.
-            logger.warning("schemas are not tried out: xgrammar cannot read the tokenizer (%s)", type(error).__name__)
+            logger.warning("schemas are not tried out: xgrammar cannot read the tokenizer", error=type(error).__name__)
             self._usable = False
             return
         # -P: beside the script lies a module that is called vllm as well.
@@ -123,7 +123,7 @@ class GrammarCheck:
         except TimeoutError:
             started = False
         if not started:
-            logger.error("schemas cannot be tried out: %s does not start", SCRIPT.name)
+            logger.error("schemas cannot be tried out: their process does not start", script=SCRIPT.name)
             raise EngineFailed("the schema cannot be looked at")
 
     async def _ask(self, line: str) -> bytes | None:

@@ -9,7 +9,7 @@ code, not of ours. Two ways lead into it; each is enough while a worker serves:
    unpickles it before it imports the model code, about a tenth of a second after it began, and unpickling the marker
    calls `_die_with`. This closes the many seconds of imports in which no plugin is loaded yet. Children of the child
    inherit the marker.
-2. vLLM loads `die_with_parent`, an entry point in the group `vllm.general_plugins`, in every process it starts. It
+2. vLLM calls `die_with_parent` in every process it starts, by way of a plug-in (`worker_gpu.engines.plugin`). It
    needs this project to be installed, and comes only after EngineCore has shaken hands with its parent, for which
    a child alone would wait five minutes; but it depends on no detail of multiprocessing.
 
@@ -22,7 +22,6 @@ started from a thread that lives as long as the engine.
 from __future__ import annotations
 
 import ctypes
-import logging
 import multiprocessing
 import os
 import signal
@@ -32,6 +31,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from tasks.logs import get_logger
+
 if TYPE_CHECKING:
     import psutil
 
@@ -39,7 +40,7 @@ PR_SET_PDEATHSIG = 1  # From <linux/prctl.h>.
 MARKER = "metaqore_bond"
 POLL_S = 0.02
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: The process that hosts AsyncLLM. It loads vLLM's plugins as well, and must not be tied to whatever started it.
 _host_pids: set[int] = set()
@@ -112,7 +113,7 @@ def end(processes: Iterable[psutil.Process], timeout_s: float) -> None:
 
     stubborn = still_running(processes, timeout_s)
     for process in stubborn:
-        logger.warning("engine process %d did not end by itself, killing it", process.pid)
+        logger.warning("an engine process did not end by itself, and is killed", pid=process.pid)
         with suppress(psutil.NoSuchProcess):
             process.kill()
     still_running(stubborn, timeout_s)

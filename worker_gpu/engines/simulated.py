@@ -12,20 +12,20 @@ Whoever shows a result must say that it was simulated.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from tasks.errors import EngineDead, EngineFailed
-from worker_gpu.engines.base import STALL_S, Delta, GenerationRequest
+from tasks.logs import get_logger
+from worker_gpu.engines.base import STALL_S, Delta, EngineLoad, GenerationRequest
 from worker_gpu.engines.kv_events import Subscriber
 from worker_gpu.engines.simulated_batch import ContinuousBatch
 from worker_gpu.engines.simulated_faults import Broken, Faults
 from worker_gpu.engines.simulated_options import SimulationOptions
 from worker_gpu.engines.simulated_sequence import Sequence, Token
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 #: A loop that was kept busy for longer than this makes the engine late for good, instead of hurrying afterwards.
 MAX_LAG_S = 0.1
@@ -62,6 +62,11 @@ class SimulatedEngine:
     def subscribe(self, subscriber: Subscriber) -> None:
         """Pass every KV event from now on to `subscriber`, on the engine's loop."""
         self._batch.events.subscribe(subscriber)
+
+    @property
+    def load(self) -> EngineLoad:
+        """Return what the batch has to do."""
+        return self._batch.load
 
     @property
     def busy(self) -> bool:

@@ -28,7 +28,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from worker_gpu.engines.base import EngineLimits, GenerationRequest
+from worker_gpu.engines.base import EngineLimits, EngineLoad, GenerationRequest
 from worker_gpu.engines.kv_events import KvEvents
 from worker_gpu.engines.paged_cache import BlockPool
 from worker_gpu.engines.simulated_options import SimulationOptions
@@ -95,6 +95,12 @@ class ContinuousBatch:
                 self._running.remove(sequence)
                 self.pool.release(sequence.blocks)
             self._due_at = -math.inf
+
+    @property
+    def load(self) -> EngineLoad:
+        """Return what there is to do now."""
+        held = 1 - self.pool.free / self._options.num_blocks
+        return EngineLoad(len(self._running), len(self._waiting), held, self.preemptions)
 
     def due_at(self) -> float:
         """Return from when on `step` has something to do: -inf is at once, inf is never, unless requests come."""

@@ -7,7 +7,6 @@ strikes each time that request comes again, on any worker, as a poison request d
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from collections.abc import Iterable
@@ -15,9 +14,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tasks.logs import get_logger
 from worker_gpu.engines.base import GenerationRequest
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Fault(BaseModel):
@@ -71,7 +71,7 @@ class Faults:
         fault = self._meant.pop(request_id, None) if self._meant else None
         if fault is None:
             return None
-        logger.warning("the simulation has request %s %s", request_id, fault.what)
+        logger.warning("a simulated fault", tag=request_id, outcome=fault.what)
         if fault.what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if fault.what == "out_of_memory":

@@ -16,7 +16,6 @@ How a request's answer is limited and read, as JSON or as calls of tools, is dec
 from __future__ import annotations
 
 import asyncio
-import logging
 import multiprocessing
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +25,9 @@ from typing import Any
 import psutil
 
 from tasks.errors import ConfigurationError, EngineDead, EngineFailed, GatewayError, PromptTooLong, Unsupported
+from tasks.logs import get_logger
 from tasks.settings import Settings
-from worker_gpu.engines.base import STALL_S, Delta, EngineLimits, GenerationRequest
+from worker_gpu.engines.base import STALL_S, Delta, EngineLimits, EngineLoad, GenerationRequest
 from worker_gpu.engines.orphans import bound_children, end, with_descendants
 from worker_gpu.engines.vllm_reading import AnswerForm, AnswerForms
 from worker_gpu.engines.vllm_sampling import sampling_params
@@ -40,7 +40,7 @@ from worker_gpu.engines.vllm_settings import (
 from worker_gpu.engines.vllm_steps import CPU_STALL_S, StepCounter
 from worker_gpu.engines.vllm_tools import ToolParser
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ABORT_WAIT_S, EXIT_WAIT_S, POLL_S = 2.0, 10.0, 0.02
 
@@ -65,6 +65,11 @@ class VllmEngine:
     def steps(self) -> int:
         """Return of how many steps vLLM has told."""
         return self._counter.steps
+
+    @property
+    def load(self) -> EngineLoad:
+        """Return what vLLM said with its last step."""
+        return self._counter.load
 
     @property
     def busy(self) -> bool:

@@ -13,14 +13,14 @@ A model may write anything, and parsers are written for what it should write. So
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 from tasks.job import FinishReason
+from tasks.logs import get_logger
 from worker_gpu.engines.tool_reading import CallPart
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class ParsedCalls:
@@ -54,7 +54,7 @@ class ParsedCalls:
             except Exception as error:
                 # Whatever it was: the model has said something that its parser was not written for.
                 self._failed, self._told = True, told
-                logger.warning("a tool parser failed with %s; the rest of the answer is text", type(error).__name__)
+                logger.warning("a tool parser failed; the rest of the answer is text", error=type(error).__name__)
                 said += piece if self._arguments else self._held_back() or piece
         return said, parts
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 from importlib.metadata import entry_points
@@ -11,9 +10,11 @@ from typing import Any
 
 import psutil
 
+from tasks.logs import get_logger
 from tasks.settings import Settings
+from worker_gpu.engines import vllm_logs
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PLUGIN = "metaqore_no_orphans"  # The entry point's name in setup.cfg.
 CPU_BLOCK_TOKENS = 32  # vLLM's CPU kernels want a multiple of 32; the smallest gives the finest prefix hits.
@@ -70,7 +71,7 @@ def set_environment(settings: Settings) -> None:
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     # A worker has many threads, and a forked child could inherit a lock that no thread of it will ever release.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    vllm_logs.set_environment()
     if Path(settings.engine.model_source).is_dir():
         # Nothing is to be downloaded, so that a start needs no network. HF_HUB_OFFLINE=0 allows it again.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -79,7 +80,7 @@ def set_environment(settings: Settings) -> None:
         # The list is exclusive: an operator who names his own plugins would leave ours out.
         os.environ["VLLM_PLUGINS"] = ",".join(filter(None, (plugins, PLUGIN)))
     if not entry_points(group="vllm.general_plugins", name=PLUGIN):
-        logger.warning("the vLLM plugin %s is not installed: install this project, e.g. pip install -e .", PLUGIN)
+        logger.warning("a vLLM plugin is not installed: install this project, e.g. pip install -e .", plugin=PLUGIN)
 
 
 def set_cpu_environment(*, eager: bool) -> None:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
+
+from worker_gpu.engines.base import EngineLoad
 
 #: A step on plain processors may compute a prompt of thousands of tokens, at a few hundred a second.
 CPU_STALL_S = 120.0
@@ -21,6 +24,7 @@ class StepCounter:
     def __init__(self) -> None:
         self.steps = 0
         self.requests = 0
+        self.load = EngineLoad()
 
     @asynccontextmanager
     async def request(self) -> AsyncIterator[None]:
@@ -31,9 +35,15 @@ class StepCounter:
         finally:
             self.requests -= 1
 
-    def record(self, *_figures: Any, **_more: Any) -> None:
-        """Count a step."""
+    def record(self, scheduler_stats: Any, iteration_stats: Any, *_figures: Any, **_more: Any) -> None:
+        """Count a step, and keep what it says of the scheduler. Not every report has both parts."""
         self.steps += 1
+        preemptions = self.load.preemptions + (iteration_stats.num_preempted_reqs if iteration_stats is not None else 0)
+        if scheduler_stats is not None:
+            running, waiting = scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs
+            self.load = EngineLoad(running, waiting, scheduler_stats.kv_cache_usage, preemptions)
+        elif preemptions != self.load.preemptions:
+            self.load = replace(self.load, preemptions=preemptions)
 
     def log_engine_initialized(self) -> None:
         """Have nothing to say of the start."""

@@ -19,13 +19,14 @@ from typing import Any
 
 from tasks.errors import ConfigurationError, Unsupported
 from tasks.job import ToolUse
+from tasks.logs import get_logger
 from worker_gpu.engines.json_calls import chosen
 from worker_gpu.engines.schema_limits import checked_text
 from worker_gpu.engines.tool_reading import Source
 from worker_gpu.engines.vllm_parsed_calls import ParsedCalls
 from worker_gpu.engines.vllm_sampling import Constraint, constraint_of, structured_outputs
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 LOGGERS = ("vllm.tool_parsers", "vllm.parser")
 MISTRAL = "mistral"
@@ -104,7 +105,7 @@ class ToolParser:
             raise
         except Exception as error:
             # Its text may quote the tools.
-            logger.warning("tool parser %s refuses a request's tools with %s", self.name, type(error).__name__)
+            logger.warning("the tool parser refuses a request's tools", parser=self.name, error=type(error).__name__)
             raise Unsupported(
                 f"this model's tool parser, {self.name}, cannot take these tools", param="tools"
             ) from None

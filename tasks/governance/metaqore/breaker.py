@@ -11,10 +11,12 @@ Here nothing runs inside the breaker. All its methods are called from one thread
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
-logger = logging.getLogger(__name__)
+from tasks.logs import get_logger
+from tasks.metrics import shared as metrics
+
+logger = get_logger(__name__)
 
 
 class Breaker:
@@ -49,12 +51,14 @@ class Breaker:
             if self._opened_at is not None:
                 logger.warning("MetaQore answers again")
                 self._opened_at, self._probing = None, False
+                metrics.BREAKER_OPEN.set(0)
                 self._era += 1
             self._failures = 0
             return
         self._failures += 1
         if self._probing or self._failures >= self._limit:
             if self._opened_at is None:
-                logger.warning("MetaQore failed %d times in a row, at last: %s", self._failures, failure)
+                logger.warning("MetaQore failed several times in a row", count=self._failures, code=failure)
             self._opened_at, self._probing = self._clock(), False
+            metrics.BREAKER_OPEN.set(1)
             self._era += 1

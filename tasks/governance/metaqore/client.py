@@ -9,7 +9,6 @@ server but the one that was configured. Answers are read up to a size, uncompres
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -29,6 +28,7 @@ from tasks.governance.metaqore.answers import (
 from tasks.governance.metaqore.conflicts import PAGE_SIZE, read_all
 from tasks.governance.metaqore.outcomes import Condition, Mode
 from tasks.governance.metaqore.snapshot import Snapshot
+from tasks.logs import get_logger
 from tasks.settings import MetaqoreGroup
 
 API = "/api/v1"
@@ -37,7 +37,7 @@ DEADLINE = 0.9
 _CHUNK_BYTES = 64 * 1024
 _HTTP_OK, _HTTP_NOT_FOUND, _HTTP_TOO_MANY, _HTTP_SERVER = 200, 404, 429, 500
 _HTTP_AUTH = (401, 403)
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 Envelope = TypeVar("Envelope", bound=Answered)
 
 
@@ -136,7 +136,7 @@ class Client:
             return Failed("unreachable")
         except Exception as error:
             # A hostile answer may make the library raise what it does not document. Nobody but MetaQore is to blame.
-            logger.error("reading MetaQore's answer failed: %s", error.__class__.__name__)
+            logger.error("reading MetaQore's answer failed", error=type(error).__name__)
             return Failed("bad_answer")
 
     async def _get(self, path: str, query: Mapping[str, str]) -> tuple[int, bytes]:

@@ -342,6 +342,25 @@ def test_the_url_is_one_to_connect_to(host: str, url: str) -> None:
     assert Environment(host, 8081, "", None, None, "").url == url
 
 
+def test_where_the_metrics_are(folder: Folder) -> None:
+    """A free port for each process that has none of its own; the gateway's are with it unless it is to have one too."""
+    port = some_port()
+    found = decide(settings_of({"metrics": {"worker_port": port, "housekeeper_port": port}}), folder, {})
+    ports = (found.worker_metrics_port, found.housekeeper_metrics_port)
+    assert port <= ports[0] < ports[1]
+    urls = [f"{found.url}/metrics", *(f"http://127.0.0.1:{each}/metrics" for each in ports)]
+    assert found.metrics_urls == urls
+    assert found.variables()[f"{PREFIX}METRICS__HOUSEKEEPER_PORT"] == str(ports[1])
+    apart = decide(
+        settings_of({"metrics": {"worker_port": 0, "housekeeper_port": 0, "gateway_port": port}}), folder, {}
+    )
+    own = apart.gateway_metrics_port
+    assert apart.metrics_urls == [f"http://127.0.0.1:{own}/metrics"]
+    assert apart.variables()[f"{PREFIX}METRICS__GATEWAY_PORT"] == str(own)
+    assert apart.variables()[f"{PREFIX}METRICS__WORKER_PORT"] == "0"
+    assert decide(settings_of({"metrics": {"gateway_port": 0}}), folder, {}).metrics_urls[0] != f"{found.url}/metrics"
+
+
 def test_a_shell_reads_the_environment(folder: Folder, environment: Environment) -> None:
     """What `set -a; . var/run/env` gives is what the processes have, with the settings that the start was given."""
     given = {
@@ -392,7 +411,7 @@ def test_redis_finds_its_folder_under_any_name(tmp_path: Path, environment: Envi
 def test_secrets_are_made_once_and_kept(tmp_path: Path) -> None:
     """Every secret has 32 bytes, none is like another, and a second start makes none."""
     directory = tmp_path / "secrets"
-    assert secrets.create_secrets(directory) == list(SECRET_NAMES)
+    assert secrets.create_secrets(directory) == [*SECRET_NAMES, "flower_password"]
     made = {name: (directory / name).read_text() for name in SECRET_NAMES}
     assert {len(bytes.fromhex(text)) for text in made.values()} == {KEY_BYTES}
     assert len(set(made.values())) == len(SECRET_NAMES)
@@ -401,7 +420,8 @@ def test_secrets_are_made_once_and_kept(tmp_path: Path) -> None:
     assert {
         name: (directory / name).read_text() for name in SECRET_NAMES if name != "signing_key"
     }.items() <= made.items()
-    assert names_in(directory) == sorted(SECRET_NAMES)
+    assert names_in(directory) == sorted([*SECRET_NAMES, "flower_password"])
+    assert len((directory / "flower_password").read_text().strip()) == 24, "18 random bytes, in base64"
 
 
 def test_a_secret_that_exists_is_never_written_over(tmp_path: Path) -> None:

@@ -271,6 +271,7 @@ def test_a_database_that_is_away_for_a_moment(
 
     with monkeypatch.context() as patch:
         patch.setattr(Database, "read", away)
+        patch.setattr(Database, "row", away)
         worker.fail(attempt, "engine_failed")
         *_, error = stream
     assert error.type == "error"

@@ -18,6 +18,7 @@ from gateway_app.streaming.relay import BLOCK_S, Relay
 from gateway_app.streaming.watch import Watcher
 from tasks.errors import DatabaseUnavailable, GatewayError, InvalidCursor
 from tasks.queueing.connecting import connect
+from tasks.queueing.together import Together
 from tasks.settings import settings
 from tasks.stream import START, Cursor, Frame, ended, opening, replay, stream_key
 from tests.played_worker import PREFIX, PlayedWorker, result
@@ -45,7 +46,7 @@ def watcher(worker: PlayedWorker) -> Iterator[Watcher]:
     """Return a watcher of the same gateway."""
     url = settings().gateway.request_queue_url
     clients = connect(url, BLOCK_S + 15), connect(url, 15)
-    relay = Relay(*clients, PREFIX, 8)
+    relay = Relay(clients[0], Together(clients[1]), PREFIX, 8)
     yield Watcher(worker.database, clients[1], relay, worker.keys, PREFIX, HEARTBEAT_S)
     relay.close()
     for client in clients:

@@ -6,6 +6,8 @@ own server would, and that is what a stream is compared with. The test stands in
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import os
 import signal
@@ -24,6 +26,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import EnvironBuilder
 
 from gateway_app import build
+from gateway_app.access import AccessLog
 from gateway_app.api import sse
 from gateway_app.streaming import pumped
 from gateway_app.streaming.pump import Make, Pump
@@ -429,6 +432,8 @@ def test_a_stream_that_cannot_be_made(place: Place, caplog: pytest.LogCaptureFix
     """It alone is closed, whatever else comes for it; it is abandoned, and the log says nothing of what was in it."""
     request_id = place.submit()
     abandoned: list[str] = []
+    lines = io.StringIO()
+    place.pump.access = AccessLog([logging.StreamHandler(lines)], as_json=True)
 
     def broken(frames: Iterable[Frame | None]) -> Iterator[bytes]:
         for frame in frames:
@@ -447,9 +452,15 @@ def test_a_stream_that_cannot_be_made(place: Place, caplog: pytest.LogCaptureFix
         assert bad.broken_off(), "the client must not take this for the end"
         assert without_comments(good.to_end()) == b"".join(map(sse.of_frame, replay(1, said)))
     wait_until(lambda: abandoned, PATIENCE_S, "it to be abandoned")
-    assert f"request {request_id}: unexpected ValueError in its stream" in caplog.text
-    assert f"request {request_id} broken off" in caplog.text
-    assert "secret" not in caplog.text
+    (fault,) = (record.msg for record in caplog.records if isinstance(record.msg, dict))
+    assert fault == {"event": "unexpected error in a stream", "request_id": request_id, "error": "ValueError"}
+    wait_until(lambda: lines.getvalue().count("\n") == 2, PATIENCE_S, "both to have a line")
+    ends = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert sorted((end["request_id"], end["outcome"]) for end in ends) == [
+        (request_id, "broken_off"),
+        (request_id, "ended"),
+    ]
+    assert "secret" not in caplog.text + lines.getvalue()
     assert abandoned == [request_id]
 
 
@@ -461,7 +472,7 @@ def test_an_abandoning_that_fails(place: Place, caplog: pytest.LogCaptureFixture
         raise ValueError("secret")
 
     place.make(request_id, lambda frames: map(sse.of_frame, frames), fail).leave()
-    wait_until(lambda: "unexpected ValueError beside the streams" in caplog.text, PATIENCE_S, "the log line")
+    wait_until(lambda: "unexpected error beside the streams" in caplog.text, PATIENCE_S, "the log line")
     assert "secret" not in caplog.text
 
 

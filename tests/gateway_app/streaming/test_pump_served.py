@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -365,17 +366,25 @@ def test_the_log(served: Served) -> None:
     path = f"/v1/tasks/{request_id}/events"
     whole, broken = served.ask("GET", f"{path}?cursor=0-0"), served.ask("GET", f"{path}?cursor=0-0")
     broken.leave()
-    line = r'(?m)^\[\S+ [+-]\d{4}\] "GET %s" 200 %sB \d+ms request %s %s$'
-    expected = line % (path, r"\d+", request_id, "broken off")
-    wait_until(lambda: re.search(expected, served.log()), PATIENCE_S, "its line")
+
+    def ended(how: str) -> dict[str, Any] | None:
+        lines = [json.loads(line) for line in served.log().splitlines() if request_id in line]
+        return next((line for line in lines if line.get("outcome") == how), None)
+
+    wait_until(lambda: ended("broken_off"), PATIENCE_S, "its line")
     served.worker.run(request_id, ANSWER)
     size = len(whole.to_end())
-    expected = line % (path, size, request_id, "ended")
-    wait_until(lambda: re.search(expected, served.log()), PATIENCE_S, "its line")
-    assert len(re.findall(request_id, served.log())) == 2 * 2, "each line names it twice, and no other does"
+    line = wait_until(lambda: ended("ended"), PATIENCE_S, "its line")
+    assert datetime.fromisoformat(line.pop("timestamp")).utcoffset() == timedelta(0)
+    assert 0 < line.pop("duration_ms") < PATIENCE_S * 1000
+    assert line == {
+        "level": "info", "logger": "access", "event": "request", "request_id": request_id, "outcome": "ended",
+        "method": "GET", "route": "/v1/tasks/<request_id>/events", "status": 200, "sent": size,
+    }
+    assert len(re.findall(request_id, served.log())) == 2, "each stream has a line"
     for word in (SECRET, "cursor=", "thrée", served.key, " 500 "):
         assert word not in served.log()
-    for word in ("Traceback", "ERROR"):
+    for word in ("Traceback", '"error"'):
         assert word not in served.log()[before:]
 
 

@@ -14,6 +14,7 @@ import redis
 from gateway_app.streaming.feed import Entry, Subscription
 from gateway_app.streaming.relay import BLOCK_S, Relay
 from tasks.queueing.connecting import connect
+from tasks.queueing.together import Together
 from tasks.stream import FIELD, START, Cursor, stream_key
 from tests.services import RedisServer, wait_until
 
@@ -24,7 +25,7 @@ LIMIT = 8
 @pytest.fixture
 def relay(redis_url: str) -> Iterator[Relay]:
     """Return a relay with a small buffer."""
-    relay = Relay(connect(redis_url, BLOCK_S + 15), connect(redis_url, 15), PREFIX, LIMIT)
+    relay = Relay(connect(redis_url, BLOCK_S + 15), Together(connect(redis_url, 15)), PREFIX, LIMIT)
     yield relay
     relay.close()
 
@@ -114,7 +115,7 @@ def test_a_slow_client_is_dropped_and_taken_up_again(relay: Relay, redis_url: st
 
 def test_redis_is_killed_and_comes_back(own_redis: RedisServer) -> None:
     """A watcher sees silence, and then what it has not seen yet."""
-    relay = Relay(connect(own_redis.url, BLOCK_S + 15), connect(own_redis.url, 15), PREFIX, LIMIT)
+    relay = Relay(connect(own_redis.url, BLOCK_S + 15), Together(connect(own_redis.url, 15)), PREFIX, LIMIT)
     client = redis.Redis.from_url(own_redis.url)
     subscription = relay.subscribe("r", START)
     write(client, "r", range(1, 4))
@@ -130,7 +131,7 @@ def test_redis_is_killed_and_comes_back(own_redis: RedisServer) -> None:
 
 def test_a_client_that_comes_while_redis_is_away(own_redis: RedisServer) -> None:
     """It waits, and is served when Redis is back."""
-    relay = Relay(connect(own_redis.url, BLOCK_S + 15), connect(own_redis.url, 15), PREFIX, LIMIT)
+    relay = Relay(connect(own_redis.url, BLOCK_S + 15), Together(connect(own_redis.url, 15)), PREFIX, LIMIT)
     write(redis.Redis.from_url(own_redis.url), "r", range(1, 3))
     own_redis.kill()
     subscription = relay.subscribe("r", START)

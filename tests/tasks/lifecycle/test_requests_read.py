@@ -8,6 +8,7 @@ from sqlalchemy.engine import Engine
 
 from tasks import requests_read
 from tasks.ids import new_request_id
+from tasks.tracing.context import CONTEXT_MAX
 from tests.tasks.lifecycle.admitted import Request
 
 
@@ -40,3 +41,28 @@ def test_a_page_is_the_newest_of_an_organization(engine: Engine) -> None:
     assert page(priority="low") == [ids[0], ids[1], ids[3]]
     assert page(priority="low", state="queued", after=ids[0], limit=1) == [ids[1]]
     assert page(state="running") == []
+
+
+def test_an_attempt_that_was_lost(engine: Engine) -> None:
+    """It is one that began, and of which nothing more was heard."""
+    request = Request(engine)
+
+    def lost(number: int) -> Any:
+        return request.do(lambda connection: requests_read.lost_attempt(connection, request.id, number))
+
+    first = request.begun("gpu-1")
+    second = request.begun("gpu-2")
+    assert (lost(1).worker, lost(1).epoch) == ("gpu-1", first.epoch)
+    assert lost(1).occurred_at <= lost(2).occurred_at
+    assert request.give_back(second) == "queued"
+    assert [lost(2), lost(3)] == [None, None]
+
+
+def test_the_trace_of_a_request_is_kept(engine: Engine) -> None:
+    """Publishing it again goes on with it."""
+    context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01 " + "v" * 512
+    request = Request(engine, trace_context=context)
+    assert len(context) == CONTEXT_MAX
+    again = request.republish()
+    assert again is not None
+    assert again.trace_context == context

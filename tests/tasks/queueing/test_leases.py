@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tasks.metrics.making import INSTRUMENTS
 from tasks.queueing.connecting import connect
 from tasks.queueing.leases import Leases, grace_s, process_holder, renewal_s
 from tests.services import RedisServer, wait_until
@@ -200,6 +201,29 @@ def test_redis_loses_its_data(broker: Broker) -> None:
     leases.close()
     broker.restore()
     assert {take(broker, "two")[0] for _ in range(2)} == tags
+
+
+def test_renewals_are_told(broker: Broker) -> None:
+    """How many Redis has confirmed, what was lost to others or to Redis, and since when none was confirmed."""
+
+    def told(name: str) -> float:
+        return INSTRUMENTS["worker"].get_sample_value(f"metaqore_{name}_total") or 0.0
+
+    names = ("lease_renewals", "leases_lost", "leases_adopted")
+    before = {name: told(name) for name in names}
+    idle = Leases(lambda: connect(broker.url, 2.0), broker.keys, "idle", SHORT_S, print)
+    assert idle.renewal_age_s == 0
+    leases, lost = broker.leases("one", SHORT_S)
+    kept, gone = broker.publish(), broker.publish(B)
+    for _ in range(2):
+        leases.hold(*take(broker, "one"))
+    wait_until(lambda: told("lease_renewals") >= before["lease_renewals"] + 2, 5, "a renewal")
+    broker.client.hset(broker.keys.named("holders"), gone, "two")
+    wait_until(lambda: lost, 5, "the loss")
+    broker.client.flushall()
+    wait_until(lambda: broker.leased == {kept}, 5, "the lease")
+    assert (told("leases_lost"), told("leases_adopted")) == (before["leases_lost"] + 1, before["leases_adopted"] + 1)
+    wait_until(lambda: leases.renewal_age_s < SHORT_S, 5, "a renewal of this moment")
 
 
 def test_given_back_to_a_redis_that_lost_its_data(broker: Broker) -> None:

@@ -491,8 +491,11 @@ def test_steps_are_counted(host: Host) -> None:
 
     async def check(engine: VllmEngine) -> None:
         before = engine.steps
-        await collect(engine.generate(request(max_tokens=40)))
+        loads = [engine.load async for _ in engine.generate(request(max_tokens=40))]
         counted = engine.steps - before
+        assert max(load.running for load in loads) == 1
+        assert 0 < max(load.kv_usage or 0 for load in loads) < 1
+        assert (engine.load.running, engine.load.waiting, engine.load.preemptions) == (0, 0, 0)
         assert 40 <= counted <= 60
         assert not engine.busy
         await asyncio.sleep(0.3)

@@ -108,9 +108,9 @@ def test_it_says_when_it_opens_and_when_the_server_is_back(caplog: pytest.LogCap
         ticket = breaker.admit()
         assert ticket is not None
         breaker.record(ticket, None)
-    assert [record.getMessage() for record in caplog.records] == [
-        "MetaQore failed 3 times in a row, at last: timeout",
-        "MetaQore answers again",
+    assert [record.msg for record in caplog.records] == [
+        {"event": "MetaQore failed several times in a row", "count": 3, "code": "timeout"},
+        {"event": "MetaQore answers again"},
     ]
 
 

@@ -28,6 +28,7 @@ from tests.tasks.governance.metaqore.conftest import Ask
 from tests.tasks.governance.metaqore.test_projects import P1
 from tests.worker_gpu.scripted import ORGANIZATION, Message, Worker, endless, until, with_worker
 from worker_gpu.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S, Patience
+from worker_gpu.scopes import Outcome
 
 PROJECT = {"project_id": P1}
 #: Longer than any test.
@@ -53,7 +54,7 @@ def run(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> Run:
             worker.database.write(lambda on: on.execute(sa.insert(api_keys), {**key, "created_at": now()}) and None)
             recheck = Recheck(worker.database, PolicyVersion(0, "default_local_first", "record"), projects)
             patience = Patience(worker.asking, worker.redis_keys.prefix, patience_s)
-            worker.runner = replace(worker.runner, recheck=recheck.refusal, patience=patience)
+            worker.runner = replace(worker.runner, recheck=recheck, patience=patience)
             await work(worker)
 
         with_worker(working)
@@ -61,15 +62,15 @@ def run(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> Run:
     return with_patience
 
 
-async def see_through(worker: Worker, message: Message) -> bool:
-    """Run a message, as often as it comes back, until its request has ended; return whether it was answered."""
-    answered = await worker.run(message)
+async def see_through(worker: Worker, message: Message) -> Outcome:
+    """Run a message, as often as it comes back, until its request has ended; return how the last run ended."""
+    outcome = await worker.run(message)
     while worker.row(message).state not in TERMINAL_STATES:
-        answered = await (await worker.run_again(message))
-    return answered
+        outcome = await (await worker.run_again(message))
+    return outcome
 
 
-async def waiting(worker: Worker, stand_in: StandIn, message: Message) -> asyncio.Task[bool]:
+async def waiting(worker: Worker, stand_in: StandIn, message: Message) -> asyncio.Task[Outcome]:
     """Begin to see a message through; return once MetaQore has been asked about it twice."""
     stand_in.calls.clear()
     task = asyncio.create_task(see_through(worker, message))
@@ -85,13 +86,13 @@ def test_an_outage_that_is_shorter(run: Run, stand_in: StandIn) -> None:
     async def work(worker: Worker) -> None:
         message, other = worker.message(decision=PROJECT), worker.message()
         task = await waiting(worker, stand_in, message)
-        assert await asyncio.wait_for(worker.run(other), 10)
+        assert await asyncio.wait_for(worker.run(other), 10) == "completed"
         assert (worker.row(message).state, worker.row(message).attempt) == ("queued", 0)
         await until(lambda: worker.is_queued(message))
         await until(lambda: len(worker.runner.scopes) == 0)
         assert len(worker.engine.asked) == 1
         stand_in.fail(None)
-        assert await task
+        assert await task == "completed"
         worker.check_end(message, "completed", None)
         # The wait is part of the time in the queue.
         timings = worker.result(message).timings
@@ -109,7 +110,7 @@ def test_what_is_learnt_in_the_end_counts(run: Run, stand_in: StandIn) -> None:
         task = await waiting(worker, stand_in, message)
         stand_in.add(1, "blocked")
         stand_in.fail(None)
-        assert not await task
+        assert await task != "completed"
         assert (worker.row(message).state, worker.row(message).error_code) == ("failed", "policy_veto")
         assert worker.engine.asked == []
 
@@ -123,7 +124,7 @@ def test_an_outage_that_is_longer(run: Run, stand_in: StandIn, patience_s: float
 
     async def work(worker: Worker) -> None:
         message, began = worker.message(decision=PROJECT), time.monotonic()
-        assert not await see_through(worker, message)
+        assert await see_through(worker, message) != "completed"
         assert patience_s <= time.monotonic() - began < patience_s + 5
         assert (worker.row(message).state, worker.row(message).error_code) == ("failed", "project_unverified")
         event = worker.terminal_event(message)
@@ -157,14 +158,14 @@ def test_cancelled_while_it_waits(run: Run, stand_in: StandIn, begun: bool, how:
             await until(lambda: len(stand_in.calls) == 4)
         began = time.monotonic()
         worker.cancel(message)
-        assert not await task
+        assert await task != "completed"
         assert time.monotonic() - began < 3.0
         # The thread that still asks need not wait for its timeout.
         stand_in.closing.set()
         worker.wait_until_let_go(message)
         if worker.is_queued(message):
             # It has ended; where its message was not withdrawn, the next worker lets it go.
-            assert not await (await worker.run_again(message))
+            assert await (await worker.run_again(message)) != "completed"
         worker.check_end(message, "cancelled", "cancelled")
         assert len(worker.engine.asked) == begun
 
@@ -178,7 +179,7 @@ def test_too_late_while_it_waits(run: Run, stand_in: StandIn) -> None:
     async def work(worker: Worker) -> None:
         deadline = now() + timedelta(seconds=0.6)
         message = worker.message(decision=PROJECT, deadline=deadline)
-        assert not await see_through(worker, message)
+        assert await see_through(worker, message) != "completed"
         assert 0 <= (now() - deadline).total_seconds() < 3
         worker.check_end(message, "expired", "expired")
         assert worker.engine.asked == []
@@ -196,13 +197,13 @@ def test_taken_again_while_it_is_asked_about(run: Run, stand_in: StandIn) -> Non
         await until(lambda: len(worker.runner.scopes))
         scope = worker.runner.scopes[message.job.request_id]
         newer = worker.run(message)
-        assert not await asyncio.wait_for(older, 10)
+        assert await asyncio.wait_for(older, 10) != "completed"
         assert scope.reason == "superseded"
         assert worker.is_leased(message)
         stand_in.fail(None)
         stand_in.closing.set()
         if not await newer:
-            assert await see_through(worker, message)
+            assert await see_through(worker, message) == "completed"
         worker.check_end(message, "completed", None)
         assert worker.row(message).attempt == 1
 
