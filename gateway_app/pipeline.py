@@ -23,6 +23,7 @@ from gateway_app.assembly import assemble
 from gateway_app.governance.api_keys import Caller
 from gateway_app.governance.interceptor import GovernanceInterceptor
 from gateway_app.profiles import Profiles
+from gateway_app.turns import Turns
 from tasks import lifecycle, tracing
 from tasks.audit.events import Subject
 from tasks.crypto import KeyWrapper, seal
@@ -73,6 +74,7 @@ class Pipeline:
     context_window: int
     model_name: str
     idempotency_secret: bytes = field(repr=False)
+    turns: Turns = field(default_factory=Turns)
 
     def submit(
         self,
@@ -99,7 +101,8 @@ class Pipeline:
                 decision.enforce()
             if retry_of is not None:
                 decided = {**decided, "details": {**decided["details"], "retry_of": retry_of}}
-            prompt_tokens, row = self._admit(caller, request_id, task, decided, idempotency)
+            with self.turns.turn():
+                prompt_tokens, row = self._admit(caller, request_id, task, decided, idempotency)
         except DatabaseUnavailable as error:
             # A refusal cannot be recorded either; the caller is told to come back.
             error.request_id = request_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy.engine import Engine
 
-from tasks.db import create_engine
+from tasks.db_engine import create_engine
 from tasks.migrating import LOCK_TIMEOUT_S, UpgradeUnderWay
 from tasks.schema import metadata
 from tasks.settings import DatabaseGroup

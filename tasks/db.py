@@ -18,12 +18,12 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.engine import Connection
 
+from tasks.db_engine import create_engine
 from tasks.db_errors import as_told, is_away, is_read_only, unavailable
 from tasks.errors import DatabaseUnavailable
 from tasks.metrics import shared as metrics
@@ -239,49 +239,3 @@ class _Write(Generic[T]):
         self.work = work
         self.handed_over_at = time.monotonic()
         self.future: Future[T] = Future()
-
-
-def create_engine(settings: DatabaseGroup, pool_size: int = 5) -> Engine:
-    """Return an engine with up to `pool_size` durable connections to `settings.url`, each wait on them bounded."""
-    url = make_url(settings.url)
-    if url.get_backend_name() == "sqlite":
-        if url.database:
-            Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        engine = sa.create_engine(
-            url,
-            pool_size=pool_size,
-            pool_timeout=settings.timeout_s,
-            hide_parameters=True,
-            connect_args={"timeout": settings.timeout_s},
-        )
-        sa.event.listen(engine, "connect", _configure_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
-        return engine
-    milliseconds = int(settings.timeout_s * 1000)
-    return sa.create_engine(
-        url,
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=settings.timeout_s,
-        pool_pre_ping=True,
-        hide_parameters=True,
-        connect_args={
-            "connect_timeout": max(1, round(settings.timeout_s)),
-            "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
-            "tcp_user_timeout": milliseconds,
-        },
-    )
-
-
-def _configure_sqlite(connection: Any, _record: Any) -> None:
-    # The driver's own transaction handling is switched off: `_begin_sqlite` decides how a transaction starts.
-    connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    options = connection.get_execution_options()
-    if not options.get("one_statement"):
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("immediate") else "BEGIN")

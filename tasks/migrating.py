@@ -23,7 +23,7 @@ from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
 from sqlalchemy.engine import Connection, make_url
 
-from tasks.db import create_engine
+from tasks.db_engine import create_engine
 from tasks.errors import ConfigurationError
 from tasks.settings import DatabaseGroup
 

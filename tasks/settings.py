@@ -273,7 +273,8 @@ class LogsGroup(Group):
         default="auto", description="`console` is text for a person; `auto`: on a terminal `console`, elsewhere `json`."
     )
     level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="The least that is shown. Celery's `--loglevel` and gunicorn's `--log-level` go first."
+        default="info",
+        description="The least that is shown. Celery's `--loglevel` and gunicorn's `--log-level` go first.",
     )
     access: bool = Field(default=True, description="A line for each HTTP request, on standard output.")
     core_dumps: bool = Field(
@@ -299,7 +300,10 @@ class MetricsGroup(Group):
         description="A port of their own for a gateway's; default: /metrics on the gateway's port. 0: nowhere.",
     )
     worker_port: int = Field(
-        default=9470, ge=0, le=65535, description="A worker's; where it is taken, the first free of the next nine. 0: none."
+        default=9470,
+        ge=0,
+        le=65535,
+        description="A worker's; where it is taken, the first free of the next nine. 0: none.",
     )
     housekeeper_port: int = Field(default=9480, ge=0, le=65535, description="The same for a housekeeper.")
     host: str = Field(default="127.0.0.1", description="The address that these ports are on.")
@@ -384,7 +388,8 @@ class TracingGroup(Group):
         default=None, description="Record them; default: if OTEL_TRACES_EXPORTER or an OTLP endpoint is set."
     )
     accept_context: bool = Field(
-        default=True, description="Go on with the trace that a client names in traceparent, as sampled or not as it says."
+        default=True,
+        description="Go on with the trace that a client names in traceparent, as sampled or not as it says.",
     )
     flush_s: float = Field(default=3.0, ge=0, description="What a process that ends takes at most to send the last.")
 

@@ -23,7 +23,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
 from tasks.audit.events import Subject, event
-from tasks.db import create_engine, now
+from tasks.db import now
+from tasks.db_engine import create_engine
 from tasks.errors import ConfigurationError
 from tasks.ids import PREFIX, new_request_id
 from tasks.migrating import MIGRATIONS, Schema, pending_migrations, read_schema, upgrade

@@ -11,7 +11,7 @@ import redis
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, make_url
 
-from tasks.db import create_engine
+from tasks.db_engine import create_engine
 from tasks.errors import DatabaseUnavailable
 from tasks.queueing.address import parse
 from tasks.queueing.connecting import connect

@@ -14,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.engine import Engine
 
-from tasks.db import create_engine
+from tasks.db_engine import create_engine
 from tasks.migrating import MIGRATIONS, upgrade
 from tasks.settings import DatabaseGroup
 from tests.upgrade import previous_release

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from gateway_app import build
 from gateway_app.cli import db
-from tasks.db import create_engine
+from tasks.db_engine import create_engine
 from tasks.migrating import MIGRATIONS, upgrade
 from tasks.settings import PREFIX, DatabaseGroup, settings
 from tests.conftest import new_key

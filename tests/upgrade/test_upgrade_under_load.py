@@ -13,7 +13,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.engine import Connection
 
-from tasks.db import create_engine
+from tasks.db_engine import create_engine
 from tasks.errors import ConfigurationError
 from tasks.migrating import LOCK_TIMEOUT_S, MIGRATIONS, pending_migrations, upgrade
 from tasks.settings import DatabaseGroup

@@ -12,7 +12,8 @@ from sqlalchemy.engine import Connection, Engine
 
 from gateway_app.audit.trail import EventName
 from tasks.audit.events import Subject, event, record
-from tasks.db import Database, create_engine
+from tasks.db import Database
+from tasks.db_engine import create_engine
 from tasks.ids import new_request_id
 from tasks.schema import audit_events
 from tasks.settings import DatabaseGroup

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from gateway_app.housekeeping import walk
-from tasks.db import Database, create_engine, now
+from tasks.db import Database, now
+from tasks.db_engine import create_engine
 from tasks.ids import lower_bound, new_request_id
 from tasks.schema import requests
 from tasks.settings import DatabaseGroup

@@ -378,8 +378,15 @@ def test_the_log(served: Served) -> None:
     assert datetime.fromisoformat(line.pop("timestamp")).utcoffset() == timedelta(0)
     assert 0 < line.pop("duration_ms") < PATIENCE_S * 1000
     assert line == {
-        "level": "info", "logger": "access", "event": "request", "request_id": request_id, "outcome": "ended",
-        "method": "GET", "route": "/v1/tasks/<request_id>/events", "status": 200, "sent": size,
+        "level": "info",
+        "logger": "access",
+        "event": "request",
+        "request_id": request_id,
+        "outcome": "ended",
+        "method": "GET",
+        "route": "/v1/tasks/<request_id>/events",
+        "status": 200,
+        "sent": size,
     }
     assert len(re.findall(request_id, served.log())) == 2, "each stream has a line"
     for word in (SECRET, "cursor=", "thrée", served.key, " 500 "):

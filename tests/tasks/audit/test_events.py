@@ -15,7 +15,7 @@ from sqlalchemy.engine import Engine
 
 from tasks import lifecycle
 from tasks.audit.events import Subject, ciphertext_hash, event, record
-from tasks.db import create_engine
+from tasks.db_engine import create_engine
 from tasks.ids import new_request_id
 from tasks.job import Piece, Result, Timings, Usage
 from tasks.migrating import upgrade

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import Engine
 
-from tasks.db import create_engine
+from tasks.db_engine import create_engine
 from tasks.migrating import upgrade
 from tasks.settings import DatabaseGroup
 from tests.services import PostgresServer
