@@ -367,9 +367,9 @@ def test_the_log(served: Served) -> None:
     whole, broken = served.ask("GET", f"{path}?cursor=0-0"), served.ask("GET", f"{path}?cursor=0-0")
     broken.leave()
 
-    def ended(how: str) -> dict[str, Any] | None:
+    def ended(how: str) -> dict[str, Any]:
         lines = [json.loads(line) for line in served.log().splitlines() if request_id in line]
-        return next((line for line in lines if line.get("outcome") == how), None)
+        return next((line for line in lines if line.get("outcome") == how), {})
 
     wait_until(lambda: ended("broken_off"), PATIENCE_S, "its line")
     served.worker.run(request_id, ANSWER)
