@@ -19,6 +19,7 @@ import jinja2
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
+from tokenizers.models import BPE, Unigram
 
 from tasks.errors import ConfigurationError, InvalidRequest
 
@@ -60,6 +61,9 @@ class ModelTokenizer:
         for encoder in (self._trusted, self._plain):
             encoder.no_truncation()
             encoder.no_padding()
+            if isinstance(encoder.model, BPE | Unigram):
+                # It remembers 10,000 words for each thread that ever encoded one, and the gateway has hundreds of threads.
+                encoder.model._resize_cache(0)  # noqa: SLF001  there is no public way
         source = _template_source(directory, config)
         self._special = _control_token_pattern(description["added_tokens"])
         self._ids = {token["content"]: token["id"] for token in description["added_tokens"]}
