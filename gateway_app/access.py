@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from logging import StreamHandler
-from typing import Any
+from typing import Any, NamedTuple
 
 from flask import Flask, request
 
@@ -26,40 +26,38 @@ TRACE_ID = "metaqore.trace_id"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
+class Answered(NamedTuple):
+    """A request that took `seconds`, and was sent so many bytes of content. `outcome` is how a stream ended, in a constant word."""
+
+    method: str
+    route: str | None
+    status: int
+    seconds: float
+    sent: int
+    request_id: str | None
+    trace_id: str | None = None
+    outcome: str | None = None
+
+
 class AccessLog:
     """Writes lines to the streams of `handlers`, which may be exchanged meanwhile, as when a log is rotated."""
 
     def __init__(self, handlers: Sequence[StreamHandler[Any]] = (), *, as_json: bool = True) -> None:
         self._handlers = tuple(handlers)
-        self._as_json = as_json
+        self._render = _json if as_json else _text
         self._second = 0
         self._date = ""
 
-    def write(
-        self,
-        method: str,
-        route: str | None,
-        status: int,
-        seconds: float,
-        sent: int,
-        request_id: str | None,
-        trace_id: str | None = None,
-        outcome: str | None = None,
-    ) -> None:
-        """Write that a request took so many `seconds`, and that so many bytes of content were `sent`.
-
-        `outcome` is how a stream ended, in a constant word.
-        """
+    def write(self, request: Answered) -> None:
+        """Write one request's line."""
         if not self._handlers:
             return
-        if method not in _METHODS:
+        if request.method not in _METHODS:
             # A client may make one up.
-            method = "OTHER"
-        if request_id is not None and not is_request_id(request_id):
-            request_id = None
-        line = (self._json if self._as_json else self._text)(
-            self._now(), method, route, status, seconds * 1000, sent, request_id, trace_id, outcome
-        )
+            request = request._replace(method="OTHER")
+        if request.request_id is not None and not is_request_id(request.request_id):
+            request = request._replace(request_id=None)
+        line = self._render(self._now(), request)
         for handler in self._handlers:
             # A disk that is full, or a pipe that nobody reads any more, must not fail requests.
             with suppress(OSError, ValueError), handler.lock:  # type: ignore[union-attr]
@@ -75,41 +73,22 @@ class AccessLog:
             self._second = second
         return f"{self._date}.{int((now - second) * 1000):03d}Z"
 
-    @staticmethod
-    def _json(
-        at: str,
-        method: str,
-        route: str | None,
-        status: int,
-        ms: float,
-        sent: int,
-        request_id: str | None,
-        trace_id: str | None,
-        outcome: str | None,
-    ) -> str:
-        bound = f' "request_id": "{request_id}",' if request_id else ""
-        traced = f' "trace_id": "{trace_id}",' if trace_id else ""
-        ended = f', "outcome": "{outcome}"' if outcome else ""
-        return (
-            f'{{"timestamp": "{at}", "level": "info", "logger": "access", "event": "request",{bound}{traced}'
-            f' "method": "{method}", "route": {json.dumps(route)}, "status": {status}, "duration_ms": {ms:.1f},'
-            f' "sent": {sent}{ended}}}\n'
-        )
 
-    @staticmethod
-    def _text(
-        at: str,
-        method: str,
-        route: str | None,
-        status: int,
-        ms: float,
-        sent: int,
-        request_id: str | None,
-        trace_id: str | None,
-        outcome: str | None,
-    ) -> str:
-        rest = "".join(f" {word}" for word in (outcome, request_id, trace_id) if word)
-        return f"{at} {method} {route or '-'} {status} {ms:.1f} ms, {sent} bytes{rest}\n"
+def _json(at: str, request: Answered) -> str:
+    bound = f' "request_id": "{request.request_id}",' if request.request_id else ""
+    traced = f' "trace_id": "{request.trace_id}",' if request.trace_id else ""
+    ended = f', "outcome": "{request.outcome}"' if request.outcome else ""
+    return (
+        f'{{"timestamp": "{at}", "level": "info", "logger": "access", "event": "request",{bound}{traced}'
+        f' "method": "{request.method}", "route": {json.dumps(request.route)}, "status": {request.status},'
+        f' "duration_ms": {request.seconds * 1000:.1f}, "sent": {request.sent}{ended}}}\n'
+    )
+
+
+def _text(at: str, request: Answered) -> str:
+    rest = "".join(f" {word}" for word in (request.outcome, request.request_id, request.trace_id) if word)
+    route, ms = request.route or "-", request.seconds * 1000
+    return f"{at} {request.method} {route} {request.status} {ms:.1f} ms, {request.sent} bytes{rest}\n"
 
 
 def install(app: Flask) -> None:

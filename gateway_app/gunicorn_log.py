@@ -12,7 +12,7 @@ from typing import Any
 
 from gunicorn.glogging import Logger
 
-from gateway_app.access import ROUTE, TRACE_ID, AccessLog
+from gateway_app.access import ROUTE, TRACE_ID, AccessLog, Answered
 from tasks import logs
 from tasks.logs.rendering import chosen, is_terminal
 from tasks.settings import settings
@@ -42,13 +42,15 @@ class GunicornLogger(Logger):
         # Without a status the application failed before it answered, and gunicorn answers for it.
         status = int(str(resp.status or "500").partition(" ")[0])
         self.requests.write(
-            environ.get("REQUEST_METHOD", ""),
-            environ.get(ROUTE),
-            status,
-            request_time.total_seconds(),
-            resp.sent,
-            logs.bound_request(),
-            environ.get(TRACE_ID),
+            Answered(
+                environ.get("REQUEST_METHOD", ""),
+                environ.get(ROUTE),
+                status,
+                request_time.total_seconds(),
+                resp.sent,
+                logs.bound_request(),
+                environ.get(TRACE_ID),
+            )
         )
         # The thread goes on with another request.
         logs.bind_request(None)

@@ -16,7 +16,7 @@ import json
 import random
 import struct
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ TOOL_TEMPLATE = (
 def make_tiny_model(directory: Path, seed: int = 0, template: str = CHAT_TEMPLATE) -> Path:
     """Write the checkpoint into `directory`, which is made if missing, and return that directory."""
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = _train_tokenizer()
+    tokenizer = train_tokenizer(TEXT.splitlines(keepends=True), VOCABULARY)
     tokenizer.save(str(directory / "tokenizer.json"))
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
     ends = {"bos_token_id": ids["<|im_start|>"], "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|im_end|>"]}
@@ -120,17 +120,18 @@ def make_tiny_model(directory: Path, seed: int = 0, template: str = CHAT_TEMPLAT
     return directory
 
 
-def _train_tokenizer() -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """Return a byte-level tokenizer with `vocabulary` tokens, learned from `texts`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(TEXT.splitlines(keepends=True), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 

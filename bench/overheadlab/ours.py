@@ -14,12 +14,11 @@ from typing import Any, Literal
 import psutil
 import sqlalchemy as sa
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bench.chaoslab.site import Plan, Site
 from bench.overheadlab.system import System
 from tests.services import PostgresServer
-from tests.tiny_model import SPECIAL_TOKENS, make_tiny_model
+from tests.tiny_model import make_tiny_model, train_tokenizer
 from tests.workers import ROOT
 
 Database = Literal["sqlite", "postgresql"]
@@ -42,17 +41,8 @@ class DurablePostgres(PostgresServer):
 def make_model(folder: Path) -> Path:
     """Make a checkpoint whose tokenizer has as many words as are needed to split English into three letters a token."""
     make_tiny_model(folder)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
     pages = sorted((ROOT / "docs").rglob("*.md"))
-    tokenizer.train_from_iterator((page.read_text("utf-8") for page in pages), trainer)
+    tokenizer = train_tokenizer((page.read_text("utf-8") for page in pages), VOCABULARY)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy.engine import Row
 
+from gateway_app.access import Answered
 from gateway_app.api.sse import HEARTBEAT
 from gateway_app.streaming.feed import Entry
 from tasks.logs import get_logger
@@ -155,8 +156,9 @@ class PumpedStream(asyncio.Protocol):
             self._pump.later(self._abandon)
         # As the server's own lines are, which does not see this one's end.
         seconds, request_id = time.monotonic() - self._started_at, self.row.request_id
+        trace_id = self._span.trace_id
         self._pump.access.write(
-            self._method, self._route, HTTPStatus.OK, seconds, self._size, request_id, self._span.trace_id, how
+            Answered(self._method, self._route, HTTPStatus.OK, seconds, self._size, request_id, trace_id, how)
         )
         self._span.set({"metaqore.stream.bytes": self._size, "metaqore.stream.broken_off": how != "ended"})
         self._span.end()

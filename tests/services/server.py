@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Self
 
 from tests.services.helpers import wait_until
 
@@ -65,6 +66,18 @@ class Server:
         self.uid, self.gid = os.getuid(), os.getgid()
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
+
+    def __enter__(self) -> Self:
+        """Start it, for as long as the block runs."""
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def pid(self) -> int | None:

@@ -32,9 +32,5 @@ def find() -> Find:
 @pytest.fixture(scope="module")
 def breakable_redis() -> Iterator[RedisServer]:
     """Return a Redis for the tests of one module, which put back what they change."""
-    server = RedisServer()
-    try:
-        server.start()
+    with RedisServer() as server:
         yield server
-    finally:
-        server.close()
