@@ -74,7 +74,8 @@ class GrammarCheck:
         """End the process; what is being tried is given up."""
         if (process := self._process) is not None:
             self._process = None
-            if process.returncode is None:
+            # One that ends by itself is not killed: looking whether it is there still would take its status from asyncio.
+            if process.returncode is None and not (process.stdout and process.stdout.at_eof()):
                 process.kill()
             await process.wait()
 
