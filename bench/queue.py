@@ -35,6 +35,7 @@ from tasks.queueing.keys import QueueKeys, script
 from tasks.queueing.message import MessageCodec, Queued
 from tasks.queueing.publisher import Publisher
 from tasks.queueing.scripts import Scripts
+from tests.reserving import reserve_one
 from tests.services import RedisServer
 
 FEW, MANY, STOCK_MANY = 10, 10_000, 1_000
@@ -88,15 +89,27 @@ class Ours:
             with self._client.pipeline(transaction=False) as pipe:
                 for number in range(start, min(start + POURED, total)):
                     one = self._messages.new(number % self.lists)
-                    facts = (one.list, one.tag, one.organization, one.tokens, one.head_start_s, one.message)
-                    put(keys=self.keys.of_scripts, args=[self.keys.lists, *facts], client=pipe)
+                    facts = (
+                        one.list,
+                        one.tag,
+                        one.organization,
+                        one.tokens,
+                        one.head_start_s,
+                        one.message,
+                        one.static_tokens,
+                        "",
+                    )
+                    put(keys=self.keys.of_scripts, args=[self.keys.root, *facts], client=pipe)
                 pipe.execute()
 
     def take(self) -> float:
         """Return how many microseconds one reservation took; the message is replaced by another of its list."""
         began = time.perf_counter()
-        tag, record, _ = self.scripts.run("reserve", HOLDER)
+        taken = reserve_one(self.scripts, HOLDER)
         took_us = (time.perf_counter() - began) * 1e6
+        if taken is None:
+            raise RuntimeError("there was nothing to reserve")
+        tag, record, _ = taken
         self.scripts.run("drop", tag)
         self.publisher.publish(self._messages.new(int(record.split(b'"', 4)[3])))
         return took_us

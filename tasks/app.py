@@ -40,6 +40,7 @@ def configuration() -> dict[str, Any]:
             **_sentinel(address),
             "global_keyprefix": options.gateway.key_prefix,
             "lease_s": options.scheduling.lease_s,
+            "strategy": options.scheduling.strategy,
             "unacked_restore_interval": min(5.0, options.scheduling.lease_s / 4),
             "unacked_restore_throttle": 1,
             "socket_timeout": options.gateway.redis_timeout_s,

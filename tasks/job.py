@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+#: The segments that a profile may share with others: hash, and tokens from the beginning to its end.
+Chain = tuple[tuple[str, int], ...]
 FinishReason = Literal["stop", "length", "tool_calls"]
 Priority = Literal["low", "normal", "high"]
 
@@ -108,12 +110,19 @@ class TaskRequest(Frozen):
 class Prompt:
     """A tokenised prompt: the static part by its hash, the dynamic part by its token ids.
 
-    `token_count` is the length of both together, in tokens.
+    `token_count` is the length of both together, in tokens. `chain` are the segments that the static part may share with
+    other profiles: the hash of each (32 hexadecimal digits), and how many tokens the prompt has to its end.
     """
 
     static_profile_hash: str
     dynamic_token_ids: tuple[int, ...]
     token_count: int
+    chain: Chain = ()
+
+    @property
+    def static_tokens(self) -> int:
+        """Return the length of the static part."""
+        return self.token_count - len(self.dynamic_token_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ if tonumber(delay) > 0 then
   redis.call('ZADD', DELAYED, stamp(now + delay), tag)
 else
   put_first(tag, header)
-  wake_one()
+  wake_for(header.list)
 end
 if not known then
   redis.call('HSET', MESSAGES, tag, record)

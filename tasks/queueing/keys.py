@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.job import Priority
+from tasks.queueing.pull import Strategy
 
 #: The Celery queue GPU workers consume, and the topic exchange it is bound to with `gpu.#`.
 FAMILY = "gpu"
@@ -18,6 +19,7 @@ _SCRIPTS = Path(__file__).parent
 _OF_SCRIPTS = (
     *("messages", "ready", "leases", "holders", "delayed", "returns"),
     *("counts", "rate", "sweeps", "wake", "refused", "probe"),
+    *("lists", "sums", "served", "alive", "idle", "facts", "fills"),
 )
 
 
@@ -35,6 +37,16 @@ class QueueKeys:
     fast they leave. `wake` is a list with at most one marker, on which idle workers block; `sweeps` says since when ended leases are looked for
     without a gap; `refused` is a list of the last hundred elements that were no messages. `probe` never exists: writing
     nothing to it shows whether Redis takes writes.
+
+    `ready:<organization>` is an organization's part of `ready`, and `served` a sorted set of the organizations by the tokens
+    they were served. `lists` has of each list that is not empty what its profile is, `sums` the sum of the times at which what
+    waits in it came.
+
+    Workers are in `alive` by when they were last heard of, in `idle` by their load if they have room, and in `facts` with their
+    last report. `cache:<worker>` is a hash of what its KV cache holds of each link, `hot:<worker>/<organization>` a
+    sorted set of the lists that are ready whose profiles it holds, `copies:<profile>` a hash of the workers that hold it or are computing it, which `fills` has by when that is given up. `wake:<worker>` is its own list for a marker.
+
+    `wanted` is a hash of the profiles that workers shall have computed, `awaited` a sorted set of those wishes that end, by when.
     """
 
     prefix: str
@@ -49,9 +61,18 @@ class QueueKeys:
         return f"{self.prefix}{FAMILY}:{name}"
 
     @property
+    def root(self) -> str:
+        """Return what all keys of the queue begin with."""
+        return self.named("")
+
+    @property
     def lists(self) -> str:
         """Return what comes before the name of a list."""
         return self.named("list:")
+
+    def wake_of(self, worker: str) -> str:
+        """Return the list that holds the marker of one worker."""
+        return self.named(f"wake:{worker}")
 
     @property
     def wake(self) -> str:
@@ -84,7 +105,17 @@ def priority_of(name: str) -> Priority:
     return next((priority for priority in HEAD_START_S if priority == suffix), "normal")
 
 
+#: The scripts that ask a strategy.
+_DECIDING = ("reserve", "replay")
+
+
 @functools.cache
-def script(name: str) -> str:
-    """Return the source of one of the Lua scripts beside this module, with what all of them share before it."""
-    return "".join((_SCRIPTS / f"{part}.lua").read_text("utf-8") for part in ("common", name))
+def script(name: str, strategy: Strategy = "cache_aware_continuous") -> str:
+    """Return the source of one of the Lua scripts beside this module, with what it needs before it.
+
+    That is what all of them share and, if it decides, the strategy.
+    """
+    parts = [(_SCRIPTS / "common.lua").read_text("utf-8")]
+    if name in _DECIDING:
+        parts += [f"local STRATEGY = '{strategy}'\n", (_SCRIPTS / "strategies" / f"{strategy}.lua").read_text("utf-8")]
+    return "".join([*parts, (_SCRIPTS / f"{name}.lua").read_text("utf-8")])

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from tasks.crypto import DecryptionFailed, KeyWrapper, Signer, seal, unseal
 from tasks.errors import MessageRejected
-from tasks.job import Frozen, Job, Priority, Prompt, Sampling, ToolUse
+from tasks.job import Chain, Frozen, Job, Priority, Prompt, Sampling, ToolUse
 from tasks.lifecycle import Republished
 from tasks.prompts.packing import pack, unpack
 from tasks.queueing.keys import FAMILY, HEAD_START_S, TASK_NAME, list_name
@@ -47,8 +47,9 @@ class _Wishes(Frozen):
 class Queued:
     """A message, and what the queue has to know of it.
 
-    `tag` is its name, `list` the list it waits in, `tokens` the length of its prompt. Its turn comes as if it had been
-    published `head_start_s` earlier, in seconds.
+    `tag` is its name, `list` the list it waits in, `tokens` the length of its prompt, of which `static_tokens` are its
+    profile's; `chain` are the segments that the profile may share with others. Its turn comes as if it had been published
+    `head_start_s` earlier, in seconds.
     """
 
     tag: str
@@ -57,6 +58,8 @@ class Queued:
     tokens: int
     head_start_s: float
     message: str = field(repr=False)
+    static_tokens: int = 0
+    chain: Chain = ()
 
 
 class MessageCodec:
@@ -91,6 +94,8 @@ class MessageCodec:
                 "sealed": _text(self.sealed(job) if sealed is None else sealed),
             },
             trace,
+            job.prompt.static_tokens,
+            job.prompt.chain,
         )
 
     def again(self, request: Republished, trace: str | None = None) -> Queued:
@@ -112,6 +117,8 @@ class MessageCodec:
                 "sealed": _text(request.message),
             },
             trace or request.trace_context,
+            request.static_tokens,
+            request.chain,
         )
 
     def decode(self, envelope: Any) -> Job:
@@ -152,7 +159,7 @@ class MessageCodec:
             return None
         return str(envelope["trace"]) if genuine else None
 
-    def _signed(self, envelope: dict[str, Any], trace: str | None) -> Queued:
+    def _signed(self, envelope: dict[str, Any], trace: str | None, static_tokens: int, chain: Chain) -> Queued:
         signature = _text(self._signer.sign(_signed_content(envelope)))
         if trace is not None:
             envelope["trace"] = trace
@@ -165,6 +172,8 @@ class MessageCodec:
             tokens=envelope["tokens"],
             head_start_s=HEAD_START_S[priority],
             message=_celery_message({**envelope, "signature": signature}),
+            static_tokens=static_tokens,
+            chain=chain,
         )
 
 

@@ -18,6 +18,7 @@ from tasks.errors import QueueFull, QueueUnavailable
 from tasks.logs import get_logger
 from tasks.queueing.keys import QueueKeys
 from tasks.queueing.message import Queued
+from tasks.queueing.pull import chain_text
 from tasks.queueing.scripts import Scripts
 from tasks.queueing.together import Together
 from tasks.settings import SchedulingGroup
@@ -92,7 +93,7 @@ class Publisher:
         """
         header = (queued.list, queued.tag, queued.organization, queued.tokens, queued.head_start_s)
         try:
-            self._scripts.run("put", *header, queued.message)
+            self._scripts.run("put", *header, queued.message, queued.static_tokens, chain_text(queued.chain))
         except redis.RedisError as error:
             raise QueueUnavailable from error
 

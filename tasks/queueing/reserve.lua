@@ -1,8 +1,19 @@
--- Take the oldest message of the list that has waited longest, under a lease, in one step: at no instant is it held by a
--- socket alone. What is due of the delayed ones goes back to its list first.
--- ARGV: holder. Returns {tag, record, how often it came back before}, or false if none waits.
-local DUE_AT_ONCE, STALE_AT_ONCE, HALF_LIFE_S = 16, 1000, 30
+-- Take the requests that a worker had best run now, under leases, in one step: at no instant are they held by a socket alone.
+-- ARGV: holder, what the worker wishes as JSON (see pull.py). Returns {messages, next, decision, left}: of each message its tag,
+-- its record, and how often it came back before; in how many seconds something becomes eligible here, or ''; why it was
+-- decided so, as JSON, or ''; and how many lists still have something.
+--
+-- The organization that was served the fewest tokens comes first. Of its lists, those that have waited longest and those
+-- whose profile this worker holds are looked at, a bounded number of each, and the strategy says which is the cheapest. What
+-- is taken is a batch of one list: as many as there is room for, in requests and in tokens to be computed. If nothing of an
+-- organization may be taken here, the next one is looked at.
+local DUE_AT_ONCE, STRAYS_AT_ONCE = 16, 8
+local OLDEST, HOTTEST, ORGANIZATIONS, TOLD_AT_MOST, HALF_LIFE_S = 16, 8, 8, 8, 30
+-- How many elements of what was withdrawn are passed over at most: the next call goes on.
+local stale_left = 1000
 local holder = ARGV[2]
+local worker = cjson.decode(ARGV[3])
+worker.at = now
 
 -- Requests and tokens that left, each worth half as much for every half-life that has passed since.
 local function note_leaving(tokens)
@@ -12,49 +23,315 @@ local function note_leaving(tokens)
     'requests', stamp((seen[3] or 0) * kept + 1), 'tokens', stamp((seen[4] or 0) * kept + tokens))
 end
 
-for _, tag in ipairs(redis.call('ZRANGE', DELAYED, '-inf', stamp(now), 'BYSCORE', 'LIMIT', 0, DUE_AT_ONCE)) do
-  local header = find(tag)
-  redis.call('ZREM', DELAYED, tag)
-  if header then
-    put_first(tag, header)
-  else
-    forget(tag)
+-- What is due of the delayed messages goes back to its list.
+local function return_due()
+  for _, tag in ipairs(redis.call('ZRANGE', DELAYED, '-inf', stamp(now), 'BYSCORE', 'LIMIT', 0, DUE_AT_ONCE)) do
+    local header = find(tag)
+    redis.call('ZREM', DELAYED, tag)
+    if header then
+      put_first(tag, header)
+    else
+      forget(tag)
+    end
   end
 end
-for _ = 1, STALE_AT_ONCE do
-  local list = redis.call('ZRANGE', READY, 0, 0)[1]
-  if not list then
-    return false
+
+-- Lists that a release put here which knows of no organizations are made ready as others are.
+local function adopt_strays()
+  local oldest = redis.call('ZRANGE', READY, 0, STRAYS_AT_ONCE - 1, 'WITHSCORES')
+  local names = {}
+  for index = 1, #oldest, 2 do
+    names[#names + 1] = oldest[index]
   end
-  local element = redis.pcall('RPOP', LISTS .. list)
-  if type(element) == 'table' then
-    refuse('no list', list)
-    redis.call('ZREM', READY, list)
-    element = false
-  else
-    speak_for_list(list)
+  local known = #names > 0 and redis.call('HMGET', LIST_FACTS, unpack(names)) or {}
+  for index, list in ipairs(names) do
+    if not known[index] then
+      local element = redis.pcall('LINDEX', LISTS .. list, -1)
+      if type(element) == 'table' then
+        refuse('no list', list)
+        redis.call('ZREM', READY, list)
+      elseif not element then
+        redis.call('ZREM', READY, list)
+      else
+        local _, tag = split(element)
+        local header = tag and find(tag)
+        if header and header.list == list then
+          make_ready(header, oldest[2 * index], 'LT')
+        else
+          redis.call('RPOP', LISTS .. list)
+          if not tag then
+            refuse('no element of a list', element)
+          end
+          if redis.call('LLEN', LISTS .. list) == 0 then
+            redis.call('ZREM', READY, list)
+          end
+        end
+      end
+    end
   end
-  local turn, tag = split(element or '')
-  local record = tag and redis.call('HGET', MESSAGES, tag)
-  if element and not tag then
-    refuse('no element of a list', element)
-  elseif record and not redis.call('ZSCORE', LEASES, tag) and not redis.call('ZSCORE', DELAYED, tag) then
-    local header = read(record)
-    if not header then
+end
+
+-- Where the worker stands among those that are alive and have room, for the strategies that only look at load or turn.
+local function compare()
+  local idle = redis.call('ZRANGE', IDLE, 0, -1, 'WITHSCORES')
+  local last = redis.call('GET', LAST) or ''
+  -- The next after the last one, or else the first of all.
+  local own, next_name = worker.worker, worker.worker
+  local function comes_before(one, other)
+    if (one > last) ~= (other > last) then
+      return one > last
+    end
+    return one < other
+  end
+  worker.is_least_loaded = true
+  for index = 1, #idle, 2 do
+    local name = idle[index]
+    if name ~= own and is_alive(name) then
+      worker.is_least_loaded = worker.is_least_loaded and tonumber(idle[index + 1]) >= worker.load
+      if comes_before(name, next_name) then
+        next_name = name
+      end
+    end
+  end
+  worker.is_next = next_name == own
+end
+
+-- How much of a profile's prefix the worker has, tier by tier, and how long it takes to have all of it on the GPU. `known` is
+-- what it has of the links from `first` to `last`; the longest prefix that any of them tells of counts.
+local function price_prefix(candidate, known, first, last)
+  local gpu, ram, disk = 0, 0, 0
+  for index = first, last do
+    if known[index] then
+      local g, r, d = string.match(known[index], '^(%d+) (%d+) (%d+)$')
+      gpu, ram, disk = math.max(gpu, g or 0), math.max(ram, r or 0), math.max(disk, d or 0)
+    end
+  end
+  local static = candidate.static
+  gpu, ram, disk = math.min(gpu, static), math.min(ram, static), math.min(disk, static)
+  local function loading(tokens, rate)
+    -- From a tier whose speed is not known, it takes as long as computing.
+    return tokens > 0 and tokens / (rate > 0 and rate or worker.prefill_rate) or 0
+  end
+  candidate.gpu, candidate.cached = gpu, disk
+  candidate.seconds = (static - disk) / worker.prefill_rate
+    + loading(ram - gpu, worker.ram_rate) + loading(disk - ram, worker.disk_rate)
+end
+
+-- The lists of an organization that are looked at, each with its turn.
+local function candidates_of(organization)
+  local found, seen = {}, {}
+  local function add(pairs_of, most)
+    for index = 1, math.min(#pairs_of, 2 * most), 2 do
+      local list = pairs_of[index]
+      if not seen[list] then
+        seen[list] = true
+        found[#found + 1] = {list = list, turn = tonumber(pairs_of[index + 1])}
+      end
+    end
+  end
+  local ready = READY_OF .. organization
+  add(redis.call('ZRANGE', ready, 0, OLDEST - 1, 'WITHSCORES'), OLDEST)
+  if #found == OLDEST then
+    add(redis.call('ZRANGE', hot(worker.worker, organization), 0, HOTTEST - 1, 'WITHSCORES'), HOTTEST)
+  end
+  return found
+end
+
+-- Completes what the strategy needs to know of lists: what is cached here of their profiles, who else has them, and how long
+-- all that waits in them has waited together.
+local function complete(candidates, organization)
+  local names, links, sums, ranges = {}, {}, {}, {}
+  for index, candidate in ipairs(candidates) do
+    names[index] = candidate.list
+    sums[2 * index - 1], sums[2 * index] = candidate.list, candidate.list .. ' count'
+  end
+  local texts = redis.call('HMGET', LIST_FACTS, unpack(names))
+  for index, candidate in ipairs(candidates) do
+    local facts = list_facts(texts[index]) or {static = 0, head_start = 0, chain = '', organization = organization}
+    candidate.static, candidate.head_start, candidate.profile = facts.static, facts.head_start, profile_of(candidate.list)
+    ranges[index] = #links + 1
+    links[#links + 1] = candidate.profile
+    for link in string.gmatch(facts.chain, '(%x+):%d+') do
+      links[#links + 1] = link
+    end
+  end
+  ranges[#candidates + 1] = #links + 1
+  local known = redis.call('HMGET', CACHE_OF .. worker.worker, unpack(links))
+  local counted = redis.call('HMGET', SUMS, unpack(sums))
+  for index, candidate in ipairs(candidates) do
+    price_prefix(candidate, known, ranges[index], ranges[index + 1] - 1)
+    candidate.waiting = math.max(1, counted[2 * index] or 1)
+    -- A release that counts nothing may have taken some: none has waited for longer than the first.
+    local longest = math.max(0, now - candidate.turn - candidate.head_start)
+    candidate.waited = math.max(longest, math.min(candidate.waiting * longest,
+      candidate.waiting * (now - SUM_BASE_MS / 1000) - (counted[2 * index - 1] or 0) / 1000))
+    candidate.copies = 0
+    if candidate.seconds > 0 then
+      candidate.copies, candidate.filling = copies_of(candidate.profile, worker.worker)
+    end
+  end
+end
+
+-- Takes the next messages of a list. Returns them, and whether the list was left because the next one does not fit.
+local function take(candidate, organization)
+  local taken, budget, is_full = {}, worker.budget, false
+  local most = TAKES_BATCHES and worker.room or 1
+  local computes = candidate.seconds > 0 and not candidate.filling
+  local path = LISTS .. candidate.list
+  while stale_left > 0 do
+    local element = redis.pcall('LINDEX', path, -1)
+    if type(element) == 'table' then
+      refuse('no list', candidate.list)
+      redis.call('ZREM', READY, candidate.list)
+      redis.call('ZREM', READY_OF .. organization, candidate.list)
+      return taken, false
+    elseif not element or #taken >= most then
+      break
+    end
+    local turn, tag = split(element)
+    local record = tag and redis.call('HGET', MESSAGES, tag)
+    local is_live = record and not redis.call('ZSCORE', LEASES, tag) and not redis.call('ZSCORE', DELAYED, tag)
+    local header = is_live and read(record)
+    local is_ours = header and header.turn == turn
+    if is_ours then
+      local uncached = math.max(0, header.tokens - candidate.cached)
+      if uncached > budget and (worker.in_flight > 0 or #taken > 0) then
+        is_full = true
+        break
+      end
+      budget = budget - uncached
+    end
+    redis.call('RPOP', path)
+    if not is_ours then
+      stale_left = stale_left - 1
+    end
+    if is_ours or is_live and not header then
+      add_to_sum(candidate.list, turn, candidate.head_start, -1)
+    end
+    if not tag then
+      refuse('no element of a list', element)
+    elseif is_live and not header then
       redis.call('HDEL', MESSAGES, tag)
       refuse('no record of a message', tag .. '\n' .. record)
-    elseif header.turn == turn then
+    elseif is_ours then
       -- Otherwise it was withdrawn and put again, and this is what was left of its first place.
       lease(tag, holder)
       count_waiting(header, -1)
       note_leaving(header.tokens)
-      if redis.call('EXISTS', READY) == 1 then
-        wake_one()
+      taken[#taken + 1] = {tag, record, tonumber(redis.call('HGET', RETURNS, tag) or 0), header.tokens}
+      if computes and TAKES_BATCHES then
+        -- The others of it find the prefix computed.
+        most = 1
       end
-      return {tag, record, tonumber(redis.call('HGET', RETURNS, tag) or 0)}
+    end
+  end
+  speak_for_list(candidate.list, organization)
+  return taken, is_full
+end
+
+-- Whoever reads it later sees the chosen one and the cheapest of the others.
+local function told(candidates, chosen, batch)
+  table.sort(candidates, function(a, b)
+    return a == chosen or b ~= chosen and (a.price or math.huge) < (b.price or math.huge)
+  end)
+  local shown = {}
+  for index = 1, math.min(#candidates, TOLD_AT_MOST) do
+    local one = candidates[index]
+    shown[index] = {
+      profile = one.list, turn = one.turn, waiting = one.waiting, waited = one.waited, cached = one.cached, gpu = one.gpu,
+      static = one.static, seconds = one.seconds, copies = one.copies, filling = one.filling, price = one.price,
+      eligible_at = one.eligible_at,
+    }
+  end
+  return cjson.encode({
+    strategy = STRATEGY, worker = worker.worker, at = now, batch = batch, chosen = 0, candidates = shown, worker_facts = {
+      free_tokens = worker.free_tokens, affinity = worker.affinity, patience = worker.patience, load = worker.load,
+      room = worker.room, budget = worker.budget, in_flight = worker.in_flight, is_least_loaded = worker.is_least_loaded,
+      is_next = worker.is_next, prefill_rate = worker.prefill_rate, ram_rate = worker.ram_rate, disk_rate = worker.disk_rate,
+    },
+  })
+end
+
+-- Looks at one organization. Returns what was taken, why, whether the worker is full, and when something becomes eligible.
+local function try(organization)
+  while stale_left > 0 do
+    local candidates = candidates_of(organization)
+    if #candidates == 0 then
+      return {}, '', false, math.huge
+    end
+    complete(candidates, organization)
+    local best, soonest = nil, math.huge
+    for _, candidate in ipairs(candidates) do
+      candidate.price, candidate.eligible_at = consider(candidate, worker)
+      if candidate.eligible_at > now then
+        soonest = math.min(soonest, candidate.eligible_at)
+      elseif not best or candidate.price < best.price then
+        best = candidate
+      end
+    end
+    if not best then
+      return {}, '', false, soonest
+    end
+    local taken, is_full = take(best, organization)
+    if #taken > 0 then
+      if best.seconds > 0 and best.static > 0 then
+        -- Half as long again as it should take, behind what is computed already.
+        fill(worker.worker, best.profile, best.static,
+          0.5 + 1.5 * (worker.in_flight + best.static) / worker.prefill_rate)
+      end
+      return taken, told(candidates, best, #taken), is_full, soonest
+    elseif is_full then
+      return {}, '', true, soonest
+    end
+    -- Nothing but what was withdrawn.
+    stale_left = stale_left - 1
+  end
+  return {}, '', false, now
+end
+
+go_on_without_memory()
+return_due()
+adopt_strays()
+forget_silent(1)
+redis.call('ZADD', ALIVE, stamp(now), worker.worker)
+compare()
+local messages, decision, is_full, soonest, looked = {}, '', worker.room <= 0, math.huge, 0
+if not is_full then
+  for _, organization in ipairs(redis.call('ZRANGE', SERVED, 0, 8 * ORGANIZATIONS)) do
+    if redis.call('EXISTS', READY_OF .. organization) == 0 then
+      redis.call('ZREM', SERVED, organization)
+    else
+      local taken, why, full, next_at = try(organization)
+      soonest, looked = math.min(soonest, next_at), looked + 1
+      if #taken > 0 then
+        local served = redis.call('ZSCORE', SERVED, organization) or 0
+        redis.call('HSET', RATE, 'served', served)
+        redis.call('SET', LAST, worker.worker)
+        local tokens = 0
+        for index, one in ipairs(taken) do
+          tokens = tokens + one[4]
+          messages[index] = {one[1], one[2], one[3]}
+        end
+        redis.call('ZINCRBY', SERVED, tokens, organization)
+        decision, worker.room, worker.load = why, worker.room - #taken, worker.load + tokens
+      end
+      is_full = full or worker.room <= 0
+      if #taken > 0 or full or looked == ORGANIZATIONS then
+        break
+      end
     end
   end
 end
--- Nothing but what was withdrawn: the next call goes on.
-wake_one()
-return false
+if worker.room > 0 and not is_full then
+  redis.call('ZADD', IDLE, worker.load, worker.worker)
+else
+  redis.call('ZREM', IDLE, worker.worker)
+end
+if is_full then
+  -- What this worker must leave, another may have.
+  local waits = redis.call('ZRANGE', READY, 0, 0)[1]
+  if waits then
+    wake_for(waits, worker.worker)
+  end
+end
+return {messages, soonest < math.huge and stamp(math.max(0, soonest - now)) or '', decision, redis.call('ZCARD', READY)}

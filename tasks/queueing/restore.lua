@@ -32,9 +32,7 @@ for _, entry in ipairs(back) do
     redis.call('HINCRBY', RETURNS, entry.tag, 1)
     count_waiting(entry.header, 1)
     given_back = given_back + 1
+    wake_for(entry.header.list)
   end
-end
-if given_back > 0 then
-  wake_one()
 end
 return given_back

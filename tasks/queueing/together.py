@@ -13,6 +13,8 @@ from typing import Any
 
 import redis
 
+from tasks.redis_line import Line
+
 #: So many commands go out together at most.
 _AT_ONCE = 100
 
@@ -31,7 +33,7 @@ class Together:
     """Asks Redis through `client`, one pipeline at a time. Any thread may use it."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self._client = client
+        self._line = Line(client)
         self._lock = threading.Lock()
         self._waiting: list[_Command] = []
         self._sending = False
@@ -51,7 +53,7 @@ class Together:
         with self._lock:
             batch, self._waiting = self._waiting[:_AT_ONCE], self._waiting[_AT_ONCE:]
         try:
-            answers = self._ask([command.arguments for command in batch])
+            answers = self._line.ask([command.arguments for command in batch])
         except BaseException as error:
             with self._lock:
                 # Whoever waited behind has waited as long, for the same Redis.
@@ -69,17 +71,6 @@ class Together:
             else:
                 command.future.set_result([answer])
         return _value(mine)
-
-    def _ask(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        if len(commands) == 1:
-            try:
-                return [self._client.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
-            except redis.ResponseError as refusal:
-                return [refusal]
-        with self._client.pipeline(transaction=False) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)  # type: ignore[no-untyped-call]
-            return pipe.execute(raise_on_error=False)
 
 
 def _value(answer: Any) -> Any:

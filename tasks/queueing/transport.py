@@ -1,9 +1,9 @@
 """kombu's Redis transport, with the `gpu` queue kept as one Redis list a profile hash.
 
 To Celery there is one queue, `gpu`, bound to a topic exchange with `gpu.#`. Here, publishing to it appends to the
-list of the routing key's hash; consuming blocks on a marker that says "something is ready", then takes the message
-under a lease in one script. Losing a marker costs at most one poll interval, and so does a delayed message that falls due
-while nothing else happens; no message is ever only in a socket.
+list of the routing key's hash; consuming blocks on a marker that says "look", then takes the messages that this worker had
+best run, under leases, in one script. Losing a marker costs at most one poll interval, and so does a delayed message that
+falls due while nothing else happens; no message is ever only in a socket.
 
 A lease is ended by the worker alone (see `leases`), never by Celery: acknowledging a `gpu` message here only returns the
 consumer's credit. So none of the ways in which Celery acknowledges silently can lose a request; it comes back when its
@@ -13,8 +13,9 @@ Celery's remote control, are kombu's as they are, below the same key prefix.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import redis
@@ -28,6 +29,7 @@ from tasks.logs import get_logger
 from tasks.metrics import worker as metrics
 from tasks.queueing.keys import FAMILY, QueueKeys
 from tasks.queueing.leases import grace_s, process_holder
+from tasks.queueing.pull import Strategy, Wish
 from tasks.queueing.qos import OURS, QoS, as_connection_errors
 from tasks.queueing.scripts import Argument, Scripts
 
@@ -37,6 +39,10 @@ ALIAS = "metaqore-redis"
 SENTINEL_ALIAS = "sentinel"
 ROUTING_PREFIX = f"{FAMILY}."
 RESTORED_AT_ONCE = 1000
+#: What the names of lists of markers begin with, below the prefix.
+WAKES = f"{FAMILY}:wake"
+_OPTIONS = ("lease_s", "holder", "strategy")
+_ANY_TOKENS = 10**12
 
 
 class Channel(kombu_redis.Channel):
@@ -47,13 +53,38 @@ class Channel(kombu_redis.Channel):
     lease_s = 60.0
     #: Under which name this channel takes leases; empty for the process's own.
     holder = ""
-    from_transport_options = (*kombu_redis.Channel.from_transport_options, "lease_s", "holder")
+    strategy: Strategy = "cache_aware_continuous"
+    from_transport_options = (*kombu_redis.Channel.from_transport_options, *_OPTIONS)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._keys = QueueKeys(self.global_keyprefix)
         self.holder = self.holder or process_holder()
         self._asked: tuple[redis.Redis, Scripts] | None = None
+        #: Who consumes, to the queue, and what it would take now. Without a worker behind it, one message at a time.
+        self.worker = self.holder
+        self.wish: Callable[[], Wish] = self._plain_wish
+        #: Has `nudge` called in so many seconds; without it, a read blocks for no longer than that.
+        self.call_later: Callable[[float], None] | None = None
+        #: Whether something waits that this consumer was not given, for want of room or because it is another's.
+        self.left = False
+        self._next_s: float | None = None
+        self._look_at_once = True
+        self._asked_with = "BRPOP"
+
+    def nudge(self) -> None:
+        """Have this consumer look again, if it blocks. Any thread may call it. Raises redis.RedisError."""
+        with self._asking() as (client, _scripts):
+            wake = self._keys.wake_of(self.worker)
+            if not client.llen(wake):
+                client.lpush(wake, 1)
+
+    def look_again(self) -> None:
+        """Have this consumer look again, since it has room or something is due. For the thread that consumes."""
+        if not self._in_poll:
+            self._look_at_once = True
+        elif self.left:
+            self.nudge()
 
     def restore_ended(self) -> int:
         """Put the messages back on their lists whose lease has ended; return how many there were."""
@@ -82,20 +113,31 @@ class Channel(kombu_redis.Channel):
             return
         properties = message["properties"]
         profile = properties["delivery_info"]["routing_key"].removeprefix(ROUTING_PREFIX)
-        self._run("put", profile, properties["delivery_tag"], "", 0, 0, dumps(message))
+        self._run("put", profile, properties["delivery_tag"], "", 0, 0, dumps(message), 0, "")
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:
         if queue != FAMILY:
             return super()._get(queue)
-        taken = self._run("reserve", self.holder)
-        if taken is None:
+        messages = self._reserve(replace(self.wish(), room=1))
+        if not messages:
             raise virtual.base.Empty
-        tag, record, returns = taken
+        return messages[0]
+
+    def _reserve(self, wish: Wish) -> list[dict[str, Any]]:
+        """Take what this worker had best run now, and note when it should look again."""
+        taken, next_s, decision, left = self._run("reserve", self.holder, wish.to_json())
+        self.left, self._next_s = bool(left), float(next_s) if next_s else None
+        self._look_at_once = bool(taken and left)
+        messages = [self._read(tag, record, returns, decision) for tag, record, returns in taken]
+        return [message for message in messages if message is not None]
+
+    def _read(self, tag: bytes, record: bytes, returns: int, decision: bytes) -> dict[str, Any] | None:
+        """Return a message as Celery has it; one that cannot be read is set aside."""
         try:
-            message = loads(record.partition(b"\n")[2])
+            message: dict[str, Any] = loads(record.partition(b"\n")[2])
             properties = message["properties"]
             properties["delivery_tag"] = OURS + tag.decode()
-            properties["record"], properties["returns"] = record, returns
+            properties["record"], properties["returns"], properties["decision"] = record, returns, decision
             # Celery makes one too, in its own loop, where a fault would end the worker.
             self.Message(message, channel=self)
         except Exception as error:
@@ -107,8 +149,11 @@ class Channel(kombu_redis.Channel):
             )
             metrics.REFUSED.inc()
             self._run("refuse", self.holder, tag, f"cannot be read: {type(error).__name__}")
-            raise virtual.base.Empty from None
+            return None
         return message
+
+    def _plain_wish(self) -> Wish:
+        return Wish(self.holder, room=1, budget=_ANY_TOKENS)
 
     def _size(self, queue: str) -> int:
         if queue != FAMILY:
@@ -133,13 +178,29 @@ class Channel(kombu_redis.Channel):
             return
         self._in_poll = self.client.connection
         self._brpop_sent_at = kombu_redis.monotonic()
+        if self._look_at_once:
+            # Answered at once, with the marker or without one.
+            self._look_at_once = False
+            self._asked_with = "LPOP"
+            self.client.connection.send_command("LPOP", self._keys.wake_of(self.worker))
+            return
+        wait_s = timeout or self.brpop_timeout
+        if (next_s := self._next_s) is not None and next_s < wait_s:
+            self._next_s = None
+            if self.call_later is not None:
+                # Redis looks at its time-outs ten times a second only.
+                self.call_later(next_s)
+            else:
+                wait_s = max(next_s, 0.01)
         others = [self.global_keyprefix + queue for queue in self.active_queues if queue != FAMILY]
-        self.client.connection.send_command("BRPOP", self._keys.wake, *others, timeout or self.brpop_timeout)
+        wakes = (self._keys.wake_of(self.worker), self._keys.wake)
+        self._asked_with = "BRPOP"
+        self.client.connection.send_command("BRPOP", *wakes, *others, wait_s)
 
     def _brpop_read(self, **options: Any) -> bool:
         try:
             # Without its own prefix: kombu's client takes it off.
-            reply = self.client.parse_response(self.client.connection, "BRPOP", **options)
+            reply = self.client.parse_response(self.client.connection, self._asked_with, **options)
         except self.connection_errors:
             self.client.connection.disconnect()
             raise
@@ -148,19 +209,24 @@ class Channel(kombu_redis.Channel):
             raise redis.ConnectionError(str(error)) from error
         finally:
             self._in_poll = None
-        woken = bool(reply) and self.global_keyprefix + reply[0].decode() == self._keys.wake
-        if reply and not woken:
-            self.connection._deliver(loads(reply[1]), reply[0].decode())
+        # A list's name comes with what was in it; the answer to a look at once has none.
+        queue = reply[0].decode() if isinstance(reply, tuple) else None
+        if queue is not None and not queue.startswith(WAKES):
+            self.connection._deliver(loads(reply[1]), queue)
             return True
         if self._closing or FAMILY not in self.active_queues:
-            if woken:
+            if reply:
                 # The marker was for a consumer that is no more: the next one gets it.
                 with self._asking() as (client, _scripts):
                     if not client.llen(self._keys.wake):
                         client.lpush(self._keys.wake, 1)
             raise virtual.base.Empty
         # With a marker or without one: a marker may have been lost.
-        self.connection._deliver(self._get(FAMILY), FAMILY)
+        messages = self._reserve(self.wish())
+        if not messages:
+            raise virtual.base.Empty
+        for message in messages:
+            self.connection._deliver(message, FAMILY)
         return True
 
     def _run(self, name: str, *arguments: Argument) -> Any:
@@ -172,7 +238,7 @@ class Channel(kombu_redis.Channel):
         """Give a client that leaves keys as they are, as ours have their prefix, and the scripts over it."""
         if self._asked is None or self._asked[0].connection_pool is not self.pool:
             client = redis.Redis(connection_pool=self.pool)
-            self._asked = client, Scripts(client, self._keys)
+            self._asked = client, Scripts(client, self._keys, self.strategy)
         with as_connection_errors():
             yield self._asked
 
@@ -192,7 +258,7 @@ class Channel(kombu_redis.Channel):
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):
     """The same, on the server that Sentinel names."""
 
-    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, "lease_s", "holder")
+    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, *_OPTIONS)
 
 
 class Transport(kombu_redis.Transport):
@@ -216,6 +282,12 @@ def record_of(message: Any) -> bytes:
     """Return a `gpu` message as Redis has it, which `Leases.hold` wants."""
     record: bytes = message.properties["record"]
     return record
+
+
+def decision_of(message: Any) -> bytes:
+    """Return why a `gpu` message was given to this worker, as JSON; empty if that is not known."""
+    decision: bytes = message.properties["decision"]
+    return decision
 
 
 def returns_of(message: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,6 +57,11 @@ def queued(
     return CODEC.encode(job, wrapped)
 
 
+def milliseconds(turn: bytes) -> int:
+    """Return a turn as the sums of a list have it, where there is no head start."""
+    return math.floor(float(turn) * 1000)
+
+
 class Broker:
     """The queue in one Redis."""
 
@@ -101,7 +107,10 @@ class Broker:
             self.client.hset(self.keys.named("messages"), tag, record.replace(turn, older, 1))
             self.client.lrem(self.keys.lists + name, 1, (turn + b" " + tag.encode()).decode())
             self.client.lpush(self.keys.lists + name, older + b" " + tag.encode())
-        self.client.zadd(self.keys.named("ready"), {name: self.turns(name)[0]})
+            self.client.hincrby(self.keys.named("sums"), name, milliseconds(older) - milliseconds(turn))
+        facts = cast("bytes", self.client.hget(self.keys.named("lists"), name))
+        for ready in ("ready", f"ready:{facts.decode().split(chr(9), 3)[3]}"):
+            self.client.zadd(self.keys.named(ready), {name: self.turns(name)[0]})
 
     @property
     def counted(self) -> int:

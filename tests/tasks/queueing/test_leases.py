@@ -11,6 +11,7 @@ import pytest
 from tasks.metrics.making import INSTRUMENTS
 from tasks.queueing.connecting import connect
 from tasks.queueing.leases import Leases, grace_s, process_holder, renewal_s
+from tests.reserving import reserve_one
 from tests.services import RedisServer, wait_until
 from tests.tasks.queueing.broker import A, B, Broker, configured
 
@@ -20,7 +21,9 @@ SHORT_S = 0.3
 
 def take(broker: Broker, holder: str) -> tuple[str, bytes]:
     """Reserve a message, and return its tag and record."""
-    tag, record, _returns = broker.scripts.run("reserve", holder)
+    taken = reserve_one(broker.scripts, holder)
+    assert taken is not None
+    tag, record, _returns = taken
     return tag.decode(), record
 
 
@@ -66,15 +69,15 @@ def test_what_is_given_back(broker: Broker) -> None:
     leases.hold(tag, record)
     leases.give_back(tag)
     wait_until(lambda: broker.waiting_tags(A) == [first, second], 5, "the message to wait")
-    assert broker.scripts.run("reserve", "two") == [first.encode(), record, 1]
+    assert reserve_one(broker.scripts, "two") == [first.encode(), record, 1]
     assert leases.held == frozenset()
     tag, record = take(broker, "one")
     leases.hold(tag, record)
     leases.give_back(tag, 60)
     wait_until(lambda: broker.delayed == {second}, 5, "the message to be delayed")
-    assert broker.scripts.run("reserve", "two") is None
+    assert reserve_one(broker.scripts, "two") is None
     broker.fall_due()
-    assert broker.scripts.run("reserve", "two") == [second.encode(), record, 1]
+    assert reserve_one(broker.scripts, "two") == [second.encode(), record, 1]
 
 
 def test_a_delay_passes_by_itself(broker: Broker) -> None:
@@ -85,7 +88,7 @@ def test_a_delay_passes_by_itself(broker: Broker) -> None:
     leases.hold(tag, record)
     leases.give_back(tag, 0.1)
     wait_until(lambda: broker.delayed, 5, "the message to be delayed")
-    assert wait_until(lambda: broker.scripts.run("reserve", "two"), 5, "the message to fall due")[0] == tag.encode()
+    assert wait_until(lambda: reserve_one(broker.scripts, "two"), 5, "the message to fall due")[0] == tag.encode()
 
 
 def test_what_cannot_be_read_is_set_aside(broker: Broker) -> None:
@@ -165,7 +168,7 @@ def test_what_was_restored_and_not_taken_goes_on(broker: Broker) -> None:
     wait_until(lambda: broker.leased == {tag}, 5, "the lease")
     broker.check()
     assert take(broker, "two")[0] == other
-    assert broker.scripts.run("reserve", "two") is None
+    assert reserve_one(broker.scripts, "two") is None
     assert lost == []
 
 
@@ -235,7 +238,7 @@ def test_given_back_to_a_redis_that_lost_its_data(broker: Broker) -> None:
     broker.client.flushall()
     leases.give_back(tag)
     wait_until(lambda: broker.waiting_tags(A) == [tag], 5, "the message")
-    assert broker.scripts.run("reserve", "two") == [tag.encode(), record, 1]
+    assert reserve_one(broker.scripts, "two") == [tag.encode(), record, 1]
 
 
 def test_redis_is_away(own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:

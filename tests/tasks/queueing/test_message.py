@@ -320,6 +320,8 @@ def republished(job: Job, wrapped: bytes, sealed: bytes, epoch: int) -> Republis
         data_key=wrapped,
         message=sealed,
         published_at=datetime.fromtimestamp(job.published_at, UTC),
+        static_tokens=job.prompt.static_tokens,
+        chain=job.prompt.chain,
     )
 
 

@@ -10,6 +10,8 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from tasks.queueing.pull import Wish
+from tests.reserving import ANY_TOKENS
 from tests.tasks.queueing.broker import Broker
 
 LEASE_S = 60
@@ -69,7 +71,14 @@ class Queue(RuleBasedStateMachine):
         for _ in range(count):
             tag = f"m{len(self.ever)}:1"
             # A list has one head start, as it has one priority.
-            self.ever[tag] = (f"{name}{head_start_s}", tag, organization, tokens, head_start_s, f"message {tag}")
+            self.ever[tag] = (
+                f"{name}{head_start_s}{organization}",
+                tag,
+                organization,
+                tokens,
+                head_start_s,
+                f"message {tag}",
+            )
             assert self.run("put", *self.ever[tag]) == 1
             self._noted(tag)
 
@@ -89,24 +98,41 @@ class Queue(RuleBasedStateMachine):
             self._take(holder)
 
     def _take(self, holder: str) -> None:
-        """Take a message: the oldest of what waits, but for what was given back, which may come before it."""
+        """Take one message."""
+        self._taken(holder, Wish(holder, room=1, budget=ANY_TOKENS))
+
+    def _taken(self, holder: str, wish: Wish) -> None:
+        """Check what was taken: the oldest of its organization's, but for what was given back, which may come before it."""
         for message in self.known.values():
             if message.place == "due":
                 message.place = "waiting"
-        taken = self.run("reserve", holder)
+        messages, *_ = self.run("reserve", holder, wish.to_json())
+        assert len(messages) <= wish.room
+        if not messages:
+            assert not any(message.place == "waiting" for message in self.known.values()) or not wish.room
+        assert len({self.ever[tag.decode()][0] for tag, *_ in messages}) <= 1
+        tokens = sum(self.ever[tag.decode()][3] for tag, *_ in messages)
+        assert len(messages) <= 1 or tokens <= wish.budget
+        for index, each in enumerate(messages):
+            self._is_right(holder, index == 0, *each)
+
+    def _is_right(self, holder: str, is_first: bool, name: bytes, record: bytes, returns: int) -> None:
         waiting = {tag: message for tag, message in self.known.items() if message.place == "waiting"}
-        if taken is None:
-            assert not waiting
-            return
-        tag, record, returns = taken[0].decode(), taken[1], taken[2]
+        tag = name.decode()
         message = waiting[tag]
         assert (message.record, message.returns) == (record, returns)
-        if self.in_order:
-            assert message.turn == min(other.turn for other in waiting.values())
+        if self.in_order and is_first:
+            own = [other.turn for known, other in waiting.items() if self.ever[known][2] == self.ever[tag][2]]
+            assert message.turn == min(own)
         if message.returns == 0:
             same = [other for other in waiting.values() if other.list == message.list and other.returns == 0]
             assert message.turn == min(other.turn for other in same)
         message.place, message.holder, message.old = "leased", holder, False
+
+    @rule(holder=HOLDERS, room=st.integers(0, 4), budget=st.sampled_from([1, 1500, ANY_TOKENS]))
+    def reserve_a_batch(self, holder: str, room: int, budget: int) -> None:
+        """Take as many as there is room for; with nothing in hand, one of any size."""
+        self._taken(holder, Wish(holder, room, budget))
 
     @rule(holder=HOLDERS)
     def renew(self, holder: str) -> None:
@@ -234,7 +260,7 @@ class Queue(RuleBasedStateMachine):
 
     def _noted(self, tag: str) -> None:
         record = cast("bytes", self.broker.client.hget(self.broker.keys.named("messages"), tag))
-        turn, name, _organization, _tokens = json.loads(record.partition(b"\n")[0])
+        turn, name, *_ = json.loads(record.partition(b"\n")[0])
         self.known[tag] = Message(record, float(turn), name, "waiting")
 
     def _returned(self, message: Message, place: str) -> None:

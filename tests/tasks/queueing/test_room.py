@@ -13,6 +13,7 @@ from tasks.errors import QueueFull, QueueUnavailable
 from tasks.queueing.connecting import connect
 from tasks.queueing.publisher import Limits, Load, Publisher
 from tasks.settings import SchedulingGroup
+from tests.reserving import reserve_one
 from tests.services import RedisServer, wait_until
 from tests.tasks.queueing.broker import TOKENS, A, B, Broker, Consumer, configured, queued
 
@@ -76,7 +77,7 @@ def test_of_one_organization(broker: Broker, limits: dict[str, int]) -> None:
     broker.publish(organization="acme")
     assert refused(publisher, "acme") is not None
     assert refused(publisher, "other") is None
-    broker.publish(organization="other")
+    broker.publish(B, organization="other")
     assert refused(publisher, "other") is not None
 
 
@@ -142,7 +143,7 @@ def test_an_organizations_share_of_the_rate(broker: Broker) -> None:
     """It has a quarter of what waits, so it is taken to have a quarter of what leaves."""
     publisher = bounded(broker, requests_per_organization=1)
     for organization in ("acme", "other", "other", "other"):
-        broker.publish(organization=organization)
+        broker.publish(A if organization == "acme" else B, organization=organization)
     leaving(broker, 1)
     assert refused(publisher, "acme") in (4, 5)
 
@@ -317,7 +318,7 @@ def test_thousands_withdrawn(broker: Broker) -> None:
         pipe.zadd(broker.keys.named("ready"), {A: 1})
         pipe.execute()
     tag = broker.publish()
-    assert broker.scripts.run("reserve", "one") is None
+    assert reserve_one(broker.scripts, "one") is None
     assert Consumer(broker).take(1) == [tag]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,39 +12,32 @@ import redis
 
 from tasks.queueing.connecting import connect
 from tasks.queueing.together import Together
+from tasks.redis_line import Line
 from tests.services import RedisServer, wait_until
 
 THREADS = 12
 
 
-class Slow:
-    """A client whose first command waits until the test lets it go on; it notes what is sent in one pipeline."""
+class Slow(Line):
+    """A line whose first command waits until the test lets it go on; it notes how many are sent at a time."""
 
     def __init__(self, client: redis.Redis) -> None:
+        super().__init__(client)
+        self.client = client
         self.asked, self.may_go_on = threading.Event(), threading.Event()
-        self.pipelines: list[int] = []
-        self._client = client
+        self.sent: list[int] = []
 
-    def execute_command(self, *arguments: Any) -> Any:
+    def ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        self.sent.append(len(commands))
         self.asked.set()
         assert self.may_go_on.wait(30)
-        return self._client.execute_command(*arguments)  # type: ignore[no-untyped-call]
-
-    def pipeline(self, transaction: bool) -> Any:
-        pipe = self._client.pipeline(transaction=transaction)
-        execute = pipe.execute
-
-        def noted(**options: Any) -> Any:
-            self.pipelines.append(len(pipe))
-            return execute(**options)
-
-        pipe.execute = noted  # type: ignore[method-assign, assignment]
-        return pipe
+        return super().ask(commands)
 
 
 def held_up(slow: Slow, pool: ThreadPoolExecutor, commands: list[tuple[Any, ...]]) -> list[Any]:
     """Have all commands but the first wait for it; return what each thread got, an error as such."""
-    together = Together(slow)  # type: ignore[arg-type]
+    together = Together(slow.client)
+    together._line = slow
 
     def ask(command: tuple[Any, ...]) -> Any:
         try:
@@ -73,7 +67,7 @@ def test_what_waits_goes_out_in_one_pipeline(redis_url: str, pool: ThreadPoolExe
         assert held_up(slow, pool, [("ECHO", str(number)) for number in range(THREADS)]) == [
             str(number).encode() for number in range(THREADS)
         ]
-        assert slow.pipelines == [THREADS - 1]
+        assert slow.sent == [1, THREADS - 1]
 
 
 def test_a_refusal_is_its_own_threads(redis_url: str, pool: ThreadPoolExecutor) -> None:
@@ -92,7 +86,7 @@ def test_redis_away(own_redis: RedisServer, pool: ThreadPoolExecutor) -> None:
         own_redis.stop()
         answers = held_up(slow, pool, [("PING",)] * THREADS)
         assert all(isinstance(answer, redis.ConnectionError) for answer in answers)
-        assert slow.pipelines == []
+        assert slow.sent == [1]
         own_redis.start()
         assert Together(client).execute_command("PING")
 

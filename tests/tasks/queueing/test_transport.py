@@ -264,6 +264,7 @@ def test_the_message_is_never_written_anew(broker: Broker) -> None:
             properties = taken["properties"]
             assert properties.pop("record").partition(b"\n")[2] == raw == broker.message("tag-1")
             assert properties.pop("returns") == times
+            assert json.loads(properties.pop("decision"))["candidates"][0]["profile"] == A
             properties["delivery_tag"] = lease_tag(properties["delivery_tag"])
             assert taken == message
             broker.end_leases()

@@ -21,6 +21,7 @@ from tasks.app import configuration
 from tasks.errors import QueueUnavailable
 from tasks.queueing.keys import FAMILY
 from tasks.queueing.transport import lease_tag
+from tests.reserving import reserve_one
 from tests.services import wait_until
 from tests.tasks.queueing.broker import A, B, Broker, Consumer, queued
 
@@ -241,7 +242,7 @@ def test_there_is_a_marker_while_something_waits(broker: Broker) -> None:
         broker.publish(profile)
     for left in (2, 1, 0):
         broker.client.delete(broker.keys.wake)
-        assert broker.scripts.run("reserve", "one") is not None
+        assert reserve_one(broker.scripts, "one") is not None
         assert broker.client.llen(broker.keys.wake) == min(left, 1)
 
 
@@ -249,7 +250,7 @@ def test_there_is_a_marker_while_something_waits(broker: Broker) -> None:
 def test_what_comes_back_wakes_somebody(broker: Broker, how: str) -> None:
     """An idle worker hears of it at once."""
     tag = broker.publish()
-    assert broker.scripts.run("reserve", "one") is not None
+    assert reserve_one(broker.scripts, "one") is not None
     broker.client.delete(broker.keys.wake)
     if how == "give_back":
         broker.scripts.run("give_back", "one", tag, 0, b"")
