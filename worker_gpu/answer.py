@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from tasks.job import FinishReason, Job, Result, Timings, Usage
 from tasks.metrics import worker as metrics
@@ -11,9 +12,14 @@ from worker_gpu.streams import RequestStream
 
 
 class Answer:
-    """One attempt's answer so far. `taken_at` is when the worker took the message, in seconds since the Unix epoch."""
+    """One attempt's answer so far. `taken_at` is when the worker took the message, in seconds since the Unix epoch.
 
-    def __init__(self, job: Job, stream: RequestStream, model: str, taken_at: float) -> None:
+    `begun` is called with the delta of the first token.
+    """
+
+    def __init__(
+        self, job: Job, stream: RequestStream, model: str, taken_at: float, begun: Callable[[Delta], None]
+    ) -> None:
         self.stream = stream
         self.finish_reasons: dict[int, FinishReason] = {}
         #: When the first token came, in seconds since the Unix epoch.
@@ -21,6 +27,7 @@ class Answer:
         self._job = job
         self._model = model
         self._taken_at = taken_at
+        self._begun = begun
         self._last: Delta | None = None
 
     def add(self, delta: Delta) -> None:
@@ -35,6 +42,7 @@ class Answer:
                 first_token_s=at - self._job.published_at,
                 prefill_s=delta.prefill_s,
             )
+            self._begun(delta)
         self.stream.write(delta)
         if delta.finish_reason is not None:
             self.finish_reasons[delta.choice] = delta.finish_reason

@@ -127,18 +127,41 @@ class QueueConsumer(Consumer):
 
 
 class Room(bootsteps.StartStopStep):
-    """Has the consumer take no more than the engine runs, and nothing once the worker drains.
+    """Has the queue asked for what the engine can run, as soon as it can, and for nothing once the worker drains.
 
-    Celery counts what its connection delivered, and after a reconnect it begins anew, while the requests go on.
+    Celery counts what its connection delivered, and after a reconnect it begins anew, while the requests go on. So what
+    the worker has in hand is asked too, each time.
     """
 
     requires = (Tasks,)
 
+    def __init__(self, consumer: QueueConsumer, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._alarm: Any = None
+
     def start(self, consumer: QueueConsumer) -> None:
-        """Ask the runtime too, each time."""
-        qos, runtime, room = consumer.task_consumer.channel.qos, consumer.runtime, consumer.pool.num_processes
-        has_credit = qos.can_consume
-        qos.can_consume = lambda: runtime.in_hand < room and not runtime.is_leaving and has_credit()
+        """Tie the connection's channel to what the worker takes on."""
+        channel, pulling = consumer.task_consumer.channel, consumer.runtime.pulling
+        has_credit, hub = channel.qos.can_consume, consumer.hub
+
+        def look_again() -> None:
+            # Of a connection that is closed there is nothing to look for.
+            if consumer.task_consumer is not None and consumer.task_consumer.channel is channel:
+                channel.look_again()
+
+        def call_later(seconds: float) -> None:
+            self.stop(consumer)
+            self._alarm = hub.call_later(seconds, look_again)
+
+        channel.worker, channel.wish, channel.call_later = consumer.hostname, pulling.wish, call_later
+        channel.qos.can_consume = lambda: pulling.takes_more and has_credit()
+        pulling.begin(consumer.pool.num_processes, lambda: consumer.call_soon(look_again))
+
+    def stop(self, consumer: QueueConsumer) -> None:
+        """Forget when to look again: what is known of it is of another moment, or connection."""
+        del consumer
+        if self._alarm is not None:
+            self._alarm.cancel()
 
 
 def _shown(consumer: QueueConsumer, message: Any, delivery: Delivery) -> Request:

@@ -2,7 +2,7 @@
 
 Whatever is in a message, reading it ends in one of two ways: a delivery, or MessageRejected with a few words that
 repeat nothing of it. Of Celery's headers only the task's name is looked at; `eta`, `expires`, `retries`, callbacks and their
-kin mean nothing here.
+kin mean nothing here. Why the queue gave the message to this worker comes with it, if that can be read.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.errors import MessageRejected
+from tasks.queueing import decision
+from tasks.queueing.decision import MOST_TOKENS, Decision
 from tasks.queueing.keys import TASK_NAME
 from tasks.queueing.qos import is_ours
-from tasks.queueing.transport import lease_tag, record_of, returns_of
+from tasks.queueing.transport import decision_of, lease_tag, record_of, returns_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +23,25 @@ class Delivery:
     """A message that was leased to this process.
 
     `tag` is its name, `record` the message as Redis has it, `came_back` how often it was given back before. `envelope`
-    is to be verified.
+    is to be verified. `decision` tells why this worker has it, if it is known.
     """
 
     tag: str
     record: bytes = field(repr=False)
     came_back: int
     envelope: dict[str, Any] = field(repr=False)
+    decision: Decision | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Return the length of the prompt, as the envelope says it; 0 if that cannot be."""
+        tokens = self.envelope.get("tokens")
+        return tokens if isinstance(tokens, int) and 0 < tokens <= MOST_TOKENS else 0
+
+    @property
+    def cached_tokens(self) -> int:
+        """Return how many of its tokens should be found in the KV cache."""
+        return self.decision.predicted_tokens if self.decision else 0
 
 
 def tag_of(message: Any) -> str | None:
@@ -51,4 +65,4 @@ def read(message: Any) -> Delivery:
         raise MessageRejected(f"the message cannot be read: {type(error).__name__}") from None
     if name != TASK_NAME:
         raise MessageRejected("the message asks for an unknown task")
-    return Delivery(tag, record_of(message), returns_of(message), envelope)
+    return Delivery(tag, record_of(message), returns_of(message), envelope, decision.read(decision_of(message)))

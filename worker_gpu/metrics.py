@@ -13,6 +13,7 @@ from tasks.metrics import worker as metrics
 from tasks.metrics.making import told_by
 from tasks.metrics.own import Own
 from tasks.metrics.serving import serve
+from tasks.prompts.radix import Tier
 from tasks.settings import Settings
 from worker_gpu.heart import State
 from worker_gpu.parts import Parts
@@ -39,6 +40,9 @@ class WorkerReadings:
         yield metrics.ENGINE_LIMIT.now(self._room)
         if load.kv_usage is not None:
             yield metrics.ENGINE_KV.now(load.kv_usage)
+        blocks = self._parts.cache.blocks
+        yield metrics.KV_BLOCKS.by({(tier.name.lower(),): blocks.count(tier) for tier in Tier})
+        yield metrics.KV_LOSSES.now(blocks.losses)
         yield metrics.ENGINE_STEPS.now(engine.steps)
         yield metrics.ENGINE_PREEMPTIONS.now(load.preemptions)
         state = self._parts.heart.state

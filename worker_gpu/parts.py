@@ -19,14 +19,19 @@ from tasks.queueing.keys import QueueKeys
 from tasks.queueing.leases import Leases, process_holder
 from tasks.queueing.message import MessageCodec
 from tasks.settings import Settings
+from worker_gpu.admission import Admission
+from worker_gpu.cache import CacheIndex
 from worker_gpu.cancels import Cancels
 from worker_gpu.engines import create_engine
 from worker_gpu.engines.base import Engine
+from worker_gpu.facts import Facts
 from worker_gpu.giving_back import Returns
 from worker_gpu.heart import Heart
 from worker_gpu.patience import Patience
 from worker_gpu.profiles import StaticParts
+from worker_gpu.pulling import Pulling
 from worker_gpu.records import Records
+from worker_gpu.reporting import Reporter
 from worker_gpu.runner import Runner
 from worker_gpu.streams import StreamWriter
 
@@ -44,6 +49,10 @@ class Parts:
     runner: Runner
     cancels: Cancels
     heart: Heart
+    admission: Admission
+    cache: CacheIndex
+    pulling: Pulling
+    reporter: Reporter
 
     def close(self) -> None:
         """Let go of what does not belong to the loop."""
@@ -62,6 +71,7 @@ def make_parts(settings: Settings, worker: str, on_lost: Callable[[str], None], 
     url, timeout_s = settings.gateway.request_queue_url, settings.gateway.redis_timeout_s
     lease_s = settings.scheduling.lease_s
     engine = create_engine(settings)
+    cache = CacheIndex(engine, settings.caching.radix_tree_ttl_seconds)
     wrapper = KeyWrapper(settings.secrets.keys("master_key"))
     checkpoint = resolve_checkpoint(settings.engine.model_source, settings.engine.revision)
     database, projects, client = Database(settings.database), make_projects(settings), connect_async(url, timeout_s)
@@ -82,7 +92,27 @@ def make_parts(settings: Settings, worker: str, on_lost: Callable[[str], None], 
         salt=settings.secrets.keys("organization_salt")[0],
         recheck=Recheck(database, default_policy(settings.governance), projects),
         patience=Patience(client, settings.gateway.key_prefix, settings.metaqore.patience_s),
+        cache=cache,
     )
     cancels = Cancels(database, client, keys, runner.scopes)
     heart = Heart(client, keys, worker, settings.engine.model_name, running)
-    return Parts(database, projects, client, leases, engine, streams, runner, cancels, heart)
+    admission = Admission(worker, settings.engine.max_num_seqs, settings.scheduling.max_batch_tokens)
+    facts = Facts(settings.engine.model_name, engine, cache, admission, heart)
+    reporter = Reporter(client, keys, worker, cache, facts.report, runner.served)
+    cache.when_changed(reporter.changed)
+    engine.subscribe(runner.freshness.hear)
+    return Parts(
+        database=database,
+        projects=projects,
+        redis=client,
+        leases=leases,
+        engine=engine,
+        streams=streams,
+        runner=runner,
+        cancels=cancels,
+        heart=heart,
+        admission=admission,
+        cache=cache,
+        pulling=Pulling(admission, engine, facts),
+        reporter=reporter,
+    )

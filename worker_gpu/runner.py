@@ -21,19 +21,18 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections import Counter
 from contextlib import AsyncExitStack, aclosing, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
-from pydantic import ValidationError
 from sqlalchemy.engine import Connection
 
 from tasks import lifecycle
-from tasks.crypto import DecryptionFailed, derive, seal, unseal
+from tasks.crypto import seal
 from tasks.errors import DatabaseUnavailable, EngineDead, EngineFailed, GatewayError, MessageRejected
 from tasks.governance.recheck import Recheck
-from tasks.job import Job, Result
+from tasks.job import Job
 from tasks.lifecycle import Attempt, NotStarted, Refusal
 from tasks.logs import bind_request, get_logger
 from tasks.queueing.message import MessageCodec, delivery_tag
@@ -42,13 +41,20 @@ from tasks.stream import completed, ended
 from tasks.tracing import current, span
 from worker_gpu import tracing
 from worker_gpu.answer import Answer
-from worker_gpu.engines.base import Engine, GenerationRequest
+from worker_gpu.asking import generation_request
+from worker_gpu.cache import CacheIndex
+from worker_gpu.delivery import Delivery
+from worker_gpu.engines.base import Engine
+from worker_gpu.freshness import Freshness
 from worker_gpu.giving_back import Returns
+from worker_gpu.hits import HitCounter
 from worker_gpu.patience import Patience, is_unanswered
 from worker_gpu.profiles import StaticParts
+from worker_gpu.progress import Progress
 from worker_gpu.records import RETRY_S, Records, seconds_until
 from worker_gpu.scopes import Outcome, Scope, Scopes
 from worker_gpu.streams import StreamWriter
+from worker_gpu.telling_again import tell_again
 
 Answered = Literal["completed", "cancelled", "expired"]
 logger = get_logger(__name__)
@@ -62,7 +68,7 @@ class Runner:
 
     `scopes` holds what is being run, by request. Whoever has a last attempt holds `last_attempts`: requests that were
     running when their worker died come back together, and one of them may be what kills each worker that takes it. The
-    others must not share their last attempt with it.
+    others must not share their last attempt with it. `served` are output tokens by organization, for the reporter to take.
     """
 
     engine: Engine
@@ -78,16 +84,21 @@ class Runner:
     salt: bytes
     recheck: Recheck
     patience: Patience
+    cache: CacheIndex
     scopes: Scopes = field(default_factory=Scopes)
     last_attempts: asyncio.Lock = field(default_factory=asyncio.Lock)
+    hits: HitCounter = field(default_factory=HitCounter)
+    served: Counter[str] = field(default_factory=Counter)
+    freshness: Freshness = field(default_factory=Freshness)
 
-    async def run(self, envelope: Any, tag: str, came_back: int = 0) -> Outcome:
-        """Run the job of one message, which was given back `came_back` times before. Returns what became of its request.
+    async def run(self, delivery: Delivery, progress: Progress) -> Outcome:
+        """Run the job of one message; `progress` is told how far it is. Returns what became of its request.
 
         Raises EngineDead once the attempt has been given back.
         """
+        tag, came_back = delivery.tag, delivery.came_back
         try:
-            job = self.codec.decode(envelope)
+            job = self.codec.decode(delivery.envelope)
             if tag != delivery_tag(job.request_id, job.epoch):
                 raise MessageRejected("the message bears another's name")
         except MessageRejected as error:
@@ -97,21 +108,21 @@ class Runner:
         with self.scopes.open(tag, job.request_id, job.epoch) as scope, tracing.attempt_span(job, tag):
             async with AsyncExitStack() as turn:
                 if came_back or job.epoch > lifecycle.FIRST_EPOCH:
-                    await self._wait_for_turn(scope, turn)
-                await self._run(job, scope)
+                    await self._wait_for_turn(scope, turn, progress)
+                await self._run(job, scope, delivery, progress)
             return scope.outcome
 
-    async def _wait_for_turn(self, scope: Scope, turn: AsyncExitStack) -> None:
+    async def _wait_for_turn(self, scope: Scope, turn: AsyncExitStack, progress: Progress) -> None:
         """Wait until no other request has its last attempt here, if this one is about to have it."""
         async with scope.bounds():
             left = await self.records.attempts_left(scope.request_id, self.max_attempts)
             if left == 1 < self.max_attempts:
                 time_left_s = await self.records.time_left_s(scope.request_id)
-                with suppress(TimeoutError):
+                with suppress(TimeoutError), progress.elsewhere():
                     async with asyncio.timeout(None if time_left_s == math.inf else time_left_s):
                         await turn.enter_async_context(self.last_attempts)
 
-    async def _run(self, job: Job, scope: Scope) -> None:
+    async def _run(self, job: Job, scope: Scope, delivery: Delivery, progress: Progress) -> None:
         taken_at = time.time()
         refusal: Refusal | None = None
         if self.recheck.asks_projects:
@@ -122,31 +133,36 @@ class Runner:
                     logger.info("a request waits for MetaQore", request_id=job.request_id)
                     self.returns.later(scope, pause_s)
                     return
-        started = await self._start(job, scope, refusal)
+        started = await self._start(job, scope, refusal, delivery)
         if started is None:
             self.returns.unbegun(scope)
             return
         if isinstance(started, NotStarted):
             tracing.became(started.state or "unknown", started.code)
-            await self._tell_again(job, started)
+            await tell_again(job, started, self.records, self.streams)
             self.returns.drop(scope)
             scope.outcome = cast("Outcome", started.state) if started.state in TERMINAL_STATES else "fenced"
             return
         tracing.begun(started, taken_at - job.published_at)
         if started.number > 1 and current().recording:
             await self._tell_of_lost(job, scope, started.number - 1)
-        answer = Answer(job, self.streams.open(job.request_id, job.data_key, started.number), self.model, taken_at)
-        await self._attempt(job, started, answer, scope)
+        stream = self.streams.open(job.request_id, job.data_key, started.number)
+        await self._attempt(job, started, Answer(job, stream, self.model, taken_at, progress.begin), scope)
 
-    async def _start(self, job: Job, scope: Scope, refusal: Refusal | None) -> Attempt | NotStarted | None:
+    async def _start(
+        self, job: Job, scope: Scope, refusal: Refusal | None, delivery: Delivery
+    ) -> Attempt | NotStarted | None:
         """Begin the next attempt, unless governance refuses it now. Returns None if it was stopped before it could.
 
         A try is not interrupted, since it might have been committed. Waiting for a database that is away is.
         """
+        details = None
+        if delivery.decision is not None and delivery.decision.is_for(job.prompt.static_profile_hash, self.worker):
+            details = {"schedule": delivery.decision.record()}
 
         def work(on: Connection) -> Attempt | NotStarted:
             why = refusal or self.recheck.by_record(on, job.request_id)
-            return lifecycle.start(on, job.request_id, job.epoch, self.worker, self.max_attempts, why)
+            return lifecycle.start(on, job.request_id, job.epoch, self.worker, self.max_attempts, why, details)
 
         while scope.reason in (None, "cancelled"):
             scope.begun = True
@@ -201,16 +217,25 @@ class Runner:
 
     async def _generate(self, job: Job, attempt: Attempt, answer: Answer) -> None:
         """Have the engine answer. Raises what `Engine.generate` does, EngineFailed if it does not say how it ended."""
-        static = await self.records.when_there(lambda: self.static_parts.token_ids(job.prompt.static_profile_hash))
-        request = generation_request(job, attempt.number, static, self.salt)
+        static = await self.records.when_there(lambda: self.static_parts.get(job.prompt.static_profile_hash))
+        request = generation_request(job, attempt.number, static.token_ids, self.salt)
+        profile, size = job.prompt.static_profile_hash, len(static.token_ids)
+        self.cache.register(profile, static.chain, size, static.token_ids, request.cache_salt)
+        self.freshness.use(profile, static.token_ids, request.cache_salt, asyncio.get_running_loop().time())
         with tracing.engine_span(job, self.model, self.engine_name) as engine:
             asked_at = time.time()
             try:
                 async with aclosing(self.engine.generate(request)) as deltas:
+                    said = 0
                     async for delta in deltas:
                         answer.add(delta)
+                        self.served[job.organization] += delta.output_tokens - said
+                        said = delta.output_tokens
             finally:
                 tracing.generated(engine, answer, self.model, asked_at)
+                if answer.first_token_at is not None:
+                    cached, block_size = answer.usage.cached_tokens, self.engine.limits.block_size
+                    self.hits.note(job.prompt.static_profile_hash, static, cached, block_size)
         if len(answer.finish_reasons) < job.sampling.n:
             raise EngineFailed("the engine ended the request without saying why")
 
@@ -239,35 +264,3 @@ class Runner:
             self.returns.drop(scope)
         else:
             self.returns.fenced(scope, attempt)
-
-    async def _tell_again(self, job: Job, outcome: NotStarted) -> None:
-        """Send what the stream of a request that has ended may lack; a watcher otherwise learns of it from SQL, later."""
-        if outcome.state is None or outcome.state not in TERMINAL_STATES:
-            logger.info("a message leads nowhere", request_id=job.request_id, epoch=job.epoch)
-            return
-        sealed = await self.records.result(job.request_id) if outcome.answered else None
-        if sealed is None:
-            stream = self.streams.reopen(job.request_id, job.data_key, outcome.attempt)
-            await stream.end(ended(outcome.attempt, outcome.state, outcome.code))
-            return
-        try:
-            result = Result.model_validate_json(unseal(job.data_key, sealed, f"result:{job.request_id}"))
-        except (DecryptionFailed, ValidationError):
-            logger.error("a stored answer cannot be read", request_id=job.request_id)
-            return
-        stream = self.streams.restore(job.request_id, job.data_key, outcome.attempt, result.pieces)
-        if outcome.state == "completed":
-            await stream.end(completed(stream.next_cursor, result))
-        else:
-            await stream.end(ended(outcome.attempt, outcome.state, outcome.code))
-
-
-def generation_request(job: Job, attempt: int, static: Sequence[int], salt: bytes) -> GenerationRequest:
-    """Return what the engine is asked for a job's so-many-th attempt; `static` are the token ids of its profile."""
-    return GenerationRequest(
-        request_id=f"{job.request_id}-{attempt}",
-        prompt_token_ids=[*static, *job.prompt.dynamic_token_ids],
-        sampling=job.sampling,
-        cache_salt=derive(salt, "cache-salt", job.organization).hex(),
-        tools=job.tools,
-    )

@@ -27,12 +27,17 @@ from concurrent.futures import ThreadPoolExecutor
 from tasks import tracing
 from tasks.errors import EngineDead
 from tasks.logs import get_logger
+from tasks.queueing.keys import QueueKeys
 from tasks.settings import Settings
 from worker_gpu.background import cancel, through_outages
 from worker_gpu.delivery import Delivery
 from worker_gpu.metrics import watch
 from worker_gpu.parts import make_parts
+from worker_gpu.progress import Progress
+from worker_gpu.pulling import Pulling
+from worker_gpu.refresher import Refresher
 from worker_gpu.scopes import Outcome
+from worker_gpu.warmer import Warmer
 from worker_gpu.watchdog import Watchdog
 
 logger = get_logger(__name__)
@@ -64,7 +69,6 @@ class Runtime:
         self._on_dead = on_dead
         self._on_overdue = on_overdue
         self._running: set[asyncio.Task[Outcome]] = set()
-        self._in_hand: set[str] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-loop", daemon=True)
         self._leaving: asyncio.Task[None] | None = None
@@ -79,12 +83,12 @@ class Runtime:
     @property
     def in_hand(self) -> int:
         """Return how many messages were submitted and are not done."""
-        return len(self._in_hand)
+        return self._parts.admission.in_hand
 
     @property
-    def is_leaving(self) -> bool:
-        """Tell whether nothing is begun any more."""
-        return self._leaving is not None
+    def pulling(self) -> Pulling:
+        """Return what says what to ask the queue for."""
+        return self._parts.pulling
 
     def announce(self) -> None:
         """Say in the heartbeat, at once, that messages are taken."""
@@ -93,8 +97,9 @@ class Runtime:
     def submit(self, delivery: Delivery, done: Done) -> None:
         """Hold a message's lease and run its job; `done(outcome, seconds)` is called from the loop's thread at the end."""
         self._leases.hold(delivery.tag, delivery.record)
-        self._in_hand.add(delivery.tag)
-        self._loop.call_soon_threadsafe(self._begin, delivery, done)
+        parts = self._parts
+        progress = Progress(delivery, parts.admission, parts.cache, parts.engine.limits, parts.pulling.has_room)
+        self._loop.call_soon_threadsafe(self._begin, delivery, progress, done)
 
     def refuse(self, tag: str, record: bytes, why: str) -> None:
         """Set aside a message that is none. `why` says so in a few words, without its content."""
@@ -138,35 +143,42 @@ class Runtime:
         gc.set_threshold(*GC_THRESHOLD)
         logger.info("engine ready", seconds=round(time.monotonic() - started, 1), limits=str(parts.engine.limits))
         parts.leases.start()
+        prefix = self._settings.gateway.key_prefix
+        warmer = Warmer(parts, QueueKeys(prefix), parts.pulling.wish, parts.pulling.has_room)
+        self._reporting = asyncio.create_task(through_outages(parts.reporter.report_for_ever))
         self._background += [
+            self._reporting,
             asyncio.create_task(parts.streams.send_forever()),
             asyncio.create_task(through_outages(parts.cancels.hear)),
             asyncio.create_task(parts.cancels.look()),
+            asyncio.create_task(through_outages(lambda: parts.runner.hits.tell_for_ever(parts.redis, prefix))),
+            asyncio.create_task(through_outages(warmer.warm_for_ever)),
+            asyncio.create_task(Refresher(parts, parts.pulling.has_room).refresh_for_ever()),
             asyncio.create_task(self._watch_engine()),
         ]
         for task in self._background:
             task.add_done_callback(self._background_ended)
 
-    def _begin(self, delivery: Delivery, done: Done) -> None:
+    def _begin(self, delivery: Delivery, progress: Progress, done: Done) -> None:
         started = time.monotonic()
         if self._leaving is not None:
             self._leases.give_back(delivery.tag)
-            self._in_hand.discard(delivery.tag)
+            progress.end()
             done("queued", 0.0)
             return
-        task = self._loop.create_task(self._run(delivery))
+        task = self._loop.create_task(self._run(delivery, progress))
         self._running.add(task)
 
         def ended(finished: asyncio.Task[Outcome]) -> None:
             self._running.discard(finished)
-            self._in_hand.discard(delivery.tag)
+            progress.end()
             done("queued" if finished.cancelled() else finished.result(), time.monotonic() - started)
 
         task.add_done_callback(ended)
 
-    async def _run(self, delivery: Delivery) -> Outcome:
+    async def _run(self, delivery: Delivery, progress: Progress) -> Outcome:
         try:
-            return await self._parts.runner.run(delivery.envelope, delivery.tag, delivery.came_back)
+            return await self._parts.runner.run(delivery, progress)
         except EngineDead as error:
             self._die(error.detail)
         except Exception as error:
@@ -184,7 +196,18 @@ class Runtime:
             self._hurry.set()
         if self._leaving is None:
             self._heart.become("draining")
+            self._fall_silent()
             self._leaving = self._loop.create_task(self._let_go())
+
+    def _fall_silent(self) -> None:
+        """Ask for nothing more, and have the queue give to others what this worker's cache holds."""
+        self._parts.pulling.leave()
+
+        async def unreport() -> None:
+            await cancel([self._reporting])
+            await self._parts.reporter.stop()
+
+        self._silence = self._loop.create_task(unreport())
 
     async def _let_go(self) -> None:
         """Wait for what runs, then give back what is left."""
@@ -204,6 +227,7 @@ class Runtime:
         if self._heart.state != "dead":
             logger.critical("the engine is of no use any more", why=why)
             self._heart.become("dead")
+            self._fall_silent()
             if self._leaving is not None:
                 self._leaving.cancel()
             self._leaving = self._loop.create_task(self._perish())
@@ -224,6 +248,7 @@ class Runtime:
         # It may be replaced meanwhile, by the engine's death.
         while self._leaving is not None and not self._leaving.done():
             await asyncio.wait((self._leaving,))
+        await self._silence
         await cancel([*self._running, *self._background])
         # Only now: until Celery's consumer was stopped, messages could come, to be given back.
         await asyncio.to_thread(self._leases.close, HAND_BACK_S)

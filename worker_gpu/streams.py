@@ -267,8 +267,8 @@ class StreamWriter:
                 for frame in frames:
                     sealed = frame.seal(stream.data_key, stream.request_id)
                     pipe.xadd(key, {FIELD: sealed}, id=str(frame.cursor))
-                    if frame.terminal or frame.cursor.sequence == 0:
-                        pipe.expire(key, self._retention_s)
+                if any(frame.terminal or frame.cursor.sequence == 0 for frame in frames):
+                    pipe.expire(key, self._retention_s)
                 sending.append((stream, frames))
             answers = await pipe.execute(raise_on_error=False)
         for answer in answers:

@@ -11,8 +11,13 @@ profile.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from tasks.job import Chain
+
+#: A link inside a profile is named by so many digits of its hash: it travels with messages, and workers keep thousands.
+LINK_DIGITS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +38,8 @@ def hash_chain(organization_salt: bytes, parts: Iterable[tuple[str, bytes]]) -> 
         previous = hashlib.sha256(previous + step).digest()
         links.append(Link(label, previous.hex()))
     return tuple(links)
+
+
+def stored_chain(stored: Sequence[tuple[str, int, str]] | None) -> Chain:
+    """Return the chain that the column `profiles.chain` holds; a gateway of release 0.1.0 stored none."""
+    return tuple((link, tokens) for link, tokens, _ in stored or ())

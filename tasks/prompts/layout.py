@@ -1,11 +1,11 @@
 """Where a profile ends and a request begins, in token ids.
 
-The chat template is rendered once with marks in place of the profile's texts (the system message, and the messages of
-its examples) and a user's text. Cut at its control tokens, the result is a list of ids and stretches of text.
-Everything up to the last control token before the user's mark is the static part; its ids are computed once per
-profile. For a request the template is rendered with its real messages, again with the profile's marks; if it begins as
-the static part does, only the rest is encoded.
-Each stretch is encoded as plain text, so no text can become a control token, and no token can span two parts.
+The chat template is rendered once with marks in place of the profile's texts and a user's, and cut at its control tokens
+(`tasks.prompts.beginning`). What comes before the user is the static part; its ids are computed once per profile. For a
+request the template is rendered with its real messages, again with the profile's marks; if it begins as the static part
+does, only the rest is encoded.
+Each stretch between control tokens is encoded as plain text, so no text can become a control token, and no token can span
+two parts.
 
 Text that spells a control token must not be taken for one when the rendered prompt is cut. So before rendering, each
 such spelling in the caller's messages is replaced by letters that nobody can guess, and put back before encoding;
@@ -17,11 +17,12 @@ not taken on trust: `PromptLayout` compares both on probes, and where they diffe
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.errors import ConfigurationError
+from tasks.prompts.beginning import Beginning, Messages, new_mark
+from tasks.prompts.sharing import Said, segment_ends
 from tasks.prompts.tokenizer import ModelTokenizer, TemplateRefused
 
 #: Text that is known to upset naive joins: blanks at either end, merges over the border, scripts, template syntax.
@@ -39,14 +40,6 @@ PROBES = (
     "x",
 )
 SAMPLE_CHARACTERS = 1000
-Messages = Sequence[Mapping[str, Any]]
-#: The shortest conversation in which a role has something to say.
-_SPEAKERS = {"system": ("system", "user"), "user": ("user",), "assistant": ("user", "assistant", "user")}
-
-
-def _mark() -> str:
-    """Return letters that survive any template and that no caller can guess."""
-    return "qzx" + secrets.token_hex(12).translate(str.maketrans("0123456789", "ghijklmnop")) + "xzq"
 
 
 class PromptLayout:
@@ -54,39 +47,31 @@ class PromptLayout:
 
     `examples` are what a user and the assistant said, in pairs. `static_token_ids` is the part every prompt starts
     with. `joinable` tells whether joined ids equalled the whole encoding on all probes; if not, `static_token_ids` is
-    empty and every prompt is encoded whole.
+    empty and every prompt is encoded whole. `inner` is what the profile says up to the end of each segment but the last,
+    and `ends` how many of the static ids that is (`tasks.prompts.sharing`).
 
     Raises ConfigurationError if the template takes no such prompt at all.
     """
 
     def __init__(
-        self, tokenizer: ModelTokenizer, static_text: str | None, examples: Sequence[tuple[str, str]] = ()
+        self,
+        tokenizer: ModelTokenizer,
+        static_text: str | None,
+        examples: Sequence[tuple[str, str]] = (),
+        inner: Sequence[Said] = (),
     ) -> None:
         self._tokenizer = tokenizer
-        self._user = _mark()
-        said = [] if static_text is None else [("system", static_text)]
-        said += [pair for user, assistant in examples for pair in (("user", user), ("assistant", assistant))]
-        #: The profile's texts by their marks, and the messages that hold the marks.
-        self._static: dict[str, str] = {}
-        self._fixed: list[Mapping[str, Any]] = []
-        self._head: list[int | str] = []
         try:
-            trims = {role: _trims(tokenizer, role) for role in dict.fromkeys(role for role, _ in said)}
-            for role, text in said:
-                self._static[mark := _mark()] = text.strip() if trims[role] else text
-                self._fixed.append({"role": role, "content": mark})
-            if said:
-                parts = tokenizer.split(tokenizer.render(self._messages([{"role": "user", "content": self._user}])))
-                self._head = parts[: _border(parts, self._user)]
+            self._static = static = Beginning(tokenizer, static_text, examples)
             # That the whole text joins is checked once; what a task may do to the border does not depend on its length.
             first, *others = PROBES
-            sample = {mark: text[-SAMPLE_CHARACTERS:] for mark, text in self._static.items()}
-            self.joinable = self._joins(first, self._static) and all(self._joins(probe, sample) for probe in others)
+            sample = {mark: text[-SAMPLE_CHARACTERS:] for mark, text in static.texts.items()}
+            self.joinable = self._joins(first, static.texts) and all(self._joins(probe, sample) for probe in others)
+            self._head = static.parts if self.joinable else []
+            self.static_token_ids = tuple(static.fill(self._head))
+            self.ends = segment_ends(tokenizer, inner, self.static_token_ids) if self.joinable else (0,) * len(inner)
         except TemplateRefused as error:
             raise ConfigurationError(error.detail) from None
-        self.static_token_ids = tuple(self._fill(self._head, {}))
-        if not self.joinable:
-            self._head, self.static_token_ids = [], ()
 
     @property
     def supports_tools(self) -> bool:
@@ -104,43 +89,23 @@ class PromptLayout:
         head = len(self._head)
         # A template may put the caller's tools before the border; such a prompt has a beginning of its own.
         if head and parts[:head] == self._head:
-            return True, self._fill(parts[head:], hidden)
-        if self.joinable or hidden or self._spells_control_tokens(self._static):
+            return True, self._static.fill(parts[head:], hidden)
+        if self.joinable or hidden or self._static.spells_control_tokens:
             # Encoding the whole would obey control tokens. Piece by piece they stay text, where a template does not
             # join at the price of a blank here and there.
-            return False, self._fill(parts, hidden)
-        return False, self._tokenizer.encode_trusted(self._said(rendered))
+            return False, self._static.fill(parts, hidden)
+        return False, self._tokenizer.encode_trusted(self._static.said(rendered))
 
     def _messages(self, messages: Messages) -> list[Mapping[str, Any]]:
-        return [*self._fixed, *messages]
+        return [*self._static.messages, *messages]
 
-    def _joins(self, probe: str, static: Mapping[str, str]) -> bool:
-        if self._spells_control_tokens(static):
+    def _joins(self, probe: str, texts: Mapping[str, str]) -> bool:
+        if self._static.spells_control_tokens:
             return False
         rendered = self._tokenizer.render(self._messages([{"role": "user", "content": probe}]))
-        for mark, text in static.items():
+        for mark, text in texts.items():
             rendered = rendered.replace(mark, text)
-        return self._fill(self._tokenizer.split(rendered), {}) == self._tokenizer.encode_trusted(rendered)
-
-    def _spells_control_tokens(self, static: Mapping[str, str]) -> bool:
-        return any(self._tokenizer.has_control_tokens(text) for text in static.values())
-
-    def _fill(self, parts: Sequence[int | str], hidden: Mapping[str, str]) -> list[int]:
-        ids: list[int] = []
-        for part in parts:
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                text = part
-                for mark, spelling in hidden.items():
-                    text = text.replace(mark, spelling)
-                ids.extend(self._tokenizer.encode_plain(self._said(text)))
-        return ids
-
-    def _said(self, text: str) -> str:
-        for mark, said in self._static.items():
-            text = text.replace(mark, said)
-        return text
+        return self._static.fill(self._tokenizer.split(rendered)) == self._tokenizer.encode_trusted(rendered)
 
     def _hide(self, value: Any, hidden: dict[str, str]) -> Any:
         """Return `value` with a mark in place of each control token it spells; `hidden` gets what each stands for."""
@@ -156,19 +121,5 @@ class PromptLayout:
 def _hidden_as(spelling: str, hidden: dict[str, str]) -> str:
     mark = next((mark for mark, known in hidden.items() if known == spelling), None)
     if mark is None:
-        hidden[mark := _mark()] = spelling
+        hidden[mark := new_mark()] = spelling
     return mark
-
-
-def _trims(tokenizer: ModelTokenizer, role: str) -> bool:
-    """Tell whether the template strips blanks around what `role` says; then the layout must do so too."""
-    padded = f"  {_mark()}  "
-    messages = [{"role": each, "content": padded if each == role else "x"} for each in _SPEAKERS[role]]
-    return padded not in tokenizer.render(messages)
-
-
-def _border(parts: Sequence[int | str], mark: str) -> int:
-    """Return the index of the first part after the last control token before the user's mark."""
-    user = next((index for index, part in enumerate(parts) if isinstance(part, str) and mark in part), 0)
-    controls = [index for index in range(user) if isinstance(parts[index], int)]
-    return controls[-1] + 1 if controls else 0

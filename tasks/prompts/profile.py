@@ -111,6 +111,11 @@ class Profile(Frozen):
         """Return the exchanges of all segments, in order."""
         return tuple(one for item in self.segments if isinstance(item, FewShot) for one in item.examples)
 
+    def beginnings(self, most: int) -> tuple[Profile, ...]:
+        """Return what other profiles may begin with too: its first segment, its first two, and so on, up to `most`."""
+        counts = range(1, min(most + 1, len(self.segments)))
+        return tuple(self.model_copy(update={"segments": self.segments[:count]}) for count in counts)
+
 
 def in_order(segments: tuple[AnySegment, ...]) -> bool:
     """Tell whether segments go from the shared to the special."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from tasks.db import Database
 from tasks.governance.recheck import Recheck
 from tasks.ids import new_request_id
 from tasks.job import Job, Prompt, Result, Sampling
+from tasks.queueing.decision import Decision
 from tasks.queueing.keys import QueueKeys
 from tasks.queueing.leases import Leases, process_holder
 from tasks.queueing.message import MessageCodec
@@ -30,12 +31,17 @@ from tasks.queueing.scripts import Scripts
 from tasks.schema import TERMINAL_KINDS, audit_events, requests
 from tasks.settings import SchedulingGroup, StreamingGroup, settings
 from tasks.stream import FIELD, Cursor, Frame, replay, stream_key
+from tests.reserving import reserve_one
 from tests.services import wait_until
 from worker_gpu.background import cancel
-from worker_gpu.engines.base import Delta, EngineLimits, EngineLoad, GenerationRequest
+from worker_gpu.cache import CacheIndex
+from worker_gpu.delivery import Delivery
+from worker_gpu.engines.base import Delta, EngineLimits, EngineLoad, GenerationRequest, TierRates
+from worker_gpu.engines.kv_events import Subscriber
 from worker_gpu.giving_back import Returns
 from worker_gpu.patience import Patience
-from worker_gpu.profiles import StaticParts
+from worker_gpu.profiles import StaticPart, StaticParts
+from worker_gpu.progress import Progress
 from worker_gpu.records import Records
 from worker_gpu.runner import Runner
 from worker_gpu.scopes import Outcome
@@ -91,6 +97,11 @@ class ScriptedEngine:
         return EngineLoad(running=len(self.running))
 
     @property
+    def tier_rates(self) -> TierRates:
+        """Return none."""
+        return TierRates()
+
+    @property
     def busy(self) -> bool:
         """Tell whether it has requests."""
         return bool(self.running)
@@ -111,11 +122,40 @@ class ScriptedEngine:
             finally:
                 self.running.discard(request.request_id)
 
+    def block_hashes(self, _token_ids: Sequence[int], _cache_salt: str) -> list[bytes]:
+        return []
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Have nothing to tell of a cache."""
+
+    def tell_again(self) -> None:
+        """As `subscribe`."""
+
     async def check_health(self) -> None:
         """Be well."""
 
     async def stop(self) -> None:
         """Have nothing to end."""
+
+
+@dataclass
+class PlayedProgress:
+    """Notes what a runner tells of its progress: the first tokens, and how often it began and ceased to wait for a turn."""
+
+    begun: list[Delta] = field(default_factory=list)
+    waits: int = 0
+    waited: int = 0
+
+    def begin(self, delta: Delta) -> None:
+        self.begun.append(delta)
+
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        self.waits += 1
+        try:
+            yield
+        finally:
+            self.waited += 1
 
 
 @dataclass
@@ -128,6 +168,8 @@ class Message:
     tag: str
     record: bytes = b""
     came_back: int = 0
+    decision: Decision | None = None
+    progress: PlayedProgress = field(default_factory=PlayedProgress)
 
 
 @dataclass
@@ -192,7 +234,7 @@ class Worker:
         reserve = Scripts(self.client, self.redis_keys)
 
         def is_taken() -> bool:
-            if (found := reserve.run("reserve", process_holder())) is not None:
+            if (found := reserve_one(reserve, process_holder())) is not None:
                 self.taken[found[0].decode()] = found[1], found[2]
             return message.tag in self.taken
 
@@ -202,7 +244,8 @@ class Worker:
 
     def run(self, message: Message) -> asyncio.Task[Outcome]:
         """Begin to run a message."""
-        running = self.runner.run(message.envelope, message.tag, message.came_back)
+        delivery = Delivery(message.tag, message.record, message.came_back, message.envelope, message.decision)
+        running = self.runner.run(delivery, cast("Progress", message.progress))
         self.tasks.append(asyncio.create_task(running))
         return self.tasks[-1]
 
@@ -310,9 +353,9 @@ class Shelf:
         self.available = asyncio.Event()
         self.available.set()
 
-    async def token_ids(self, _static_profile_hash: str) -> list[int]:
+    async def get(self, _static_profile_hash: str) -> StaticPart:
         await self.available.wait()
-        return [1, 2, 3]
+        return StaticPart([1, 2, 3])
 
 
 @asynccontextmanager
@@ -345,6 +388,7 @@ async def working() -> AsyncIterator[Worker]:
             salt=b"salt" * 8,
             recheck=cast("Recheck", Agreeing()),
             patience=Patience(client, redis_keys.prefix, 0.0),
+            cache=CacheIndex(engine, 3600),
         )
         sending = asyncio.create_task(streams.send_forever())
         with redis.Redis.from_url(url) as looking:

@@ -16,7 +16,9 @@ from typing import Any, cast
 
 import pytest
 
+from gateway_app.kv_cache.purging import purge
 from tasks import lifecycle
+from tasks.kv_folders import Erased
 from tasks.queueing.keys import TASK_NAME
 from tasks.queueing.scripts import Scripts
 from tests.fleet import own_services
@@ -33,6 +35,8 @@ PROPERTIES = {
     "priority": 0,
     "delivery_tag": "tag",
 }
+#: Of KV blocks on disk: two engines' folders, two organizations', and a block.
+ENGINES, MINE, OTHERS, KEY = ("0" * 16, "1" * 16), "2" * 32, "3" * 32, "ab" * 36
 HEADERS = {"lang": "py", "task": TASK_NAME, "id": CANARY, "argsrepr": CANARY, "kwargsrepr": CANARY}
 
 
@@ -41,7 +45,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator
     """Return a site with one worker that runs two requests at once."""
     folder = tmp_path_factory.mktemp("site")
     with own_services(folder, tiny_model), site(folder) as made:
-        made.start("one", options=OPTIONS, ENGINE__MAX_NUM_SEQS="2")
+        kv = str(folder / "kv")
+        made.start("one", options=OPTIONS, ENGINE__MAX_NUM_SEQS="2", CACHING__TIERS__DISK_DIRECTORY=kv)
         made.wait_until_ready("one")
         yield made
 
@@ -235,3 +240,18 @@ def test_a_revoke_is_a_cancel(made: Site) -> None:
     assert (worker.process.poll(), worker.process.pid) == (None, pid)
     assert CANARY not in made.log
     assert "Traceback" not in made.log
+
+
+def test_an_organizations_blocks_are_erased_on_a_workers_host(made: Site) -> None:
+    """Each worker that lives erases that organization's only, and says how much that was. What is no organization's folder does
+    no harm, as whoever can write to Redis could ask for it.
+    """
+    blocks = [made.folder / "kv" / f"{engine}-0" / name / f"{KEY}.kv" for engine in ENGINES for name in (MINE, OTHERS)]
+    for block in blocks:
+        block.parent.mkdir(parents=True)
+        block.write_bytes(bytes(1000))
+    harmless: list[Any] = ["..", f"{ENGINES[0]}-0", "/", 7, None]
+    for names, erased in (([], Erased(0, 0)), (harmless, Erased(0, 0)), ([MINE], Erased(2, 2000))):
+        purged = purge(made.celery, made.redis, made.keys, names)
+        assert (purged.by_worker, purged.failed) == ({"one@test": erased}, {})
+    assert [block.exists() for block in blocks] == [False, True] * 2

@@ -19,6 +19,7 @@ from tasks.errors import DatabaseUnavailable, EngineDead, EngineFailed, ModelMis
 from tasks.governance.recheck import Recheck
 from tasks.queueing.leases import process_holder
 from tasks.queueing.scripts import Scripts
+from tests.reserving import reserve_one
 from tests.worker_gpu.scripted import (
     ORGANIZATION,
     Message,
@@ -202,7 +203,7 @@ def test_a_lease_that_went_to_another_process() -> None:
         task = await worker.running(message)
         queue = Scripts(worker.client, worker.redis_keys)
         queue.run("give_back", process_holder(), message.tag, 0, message.record)
-        tag, *_ = queue.run("reserve", "another")
+        tag, *_ = reserve_one(queue, "another")
         assert tag.decode() == message.tag
         await until(lambda: worker.lost)
         assert worker.lost == [message.tag]
@@ -349,6 +350,8 @@ def test_last_attempts_are_not_shared() -> None:
         await until(lambda: len(worker.engine.running) == 2)
         await asyncio.sleep(0.2)
         assert sorted(worker.row(message).attempt for message in suspects) == [2, 2, 3]
+        # Those that wait hold up nobody whom the engine could serve.
+        assert [message.progress.waits - message.progress.waited for message in suspects].count(1) == 2
         # The first one ends; then the next has its turn, and then the last.
         for turn in range(3):
             (now_running,) = (one for one in suspects if worker.row(one).state == "running" and has(worker, one))

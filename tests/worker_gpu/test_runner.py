@@ -59,6 +59,7 @@ def test_an_answer() -> None:
         assert result.timings.first_token_ms is not None
         assert 500 <= result.timings.queued_ms <= result.timings.first_token_ms <= result.timings.total_ms
         assert worker.engine.asked[0].prompt_token_ids == [1, 2, 3, 7, 8]
+        assert worker.runner.served == {ORGANIZATION: 3}
 
     with_worker(work)
 
@@ -122,6 +123,7 @@ def test_cancelled_while_it_runs() -> None:
             assert (result.text, result.finish_reasons, result.choices[0].finish_reason) == ("1 2 ", (), None)
             event = worker.terminal_event(ended)
             assert (event.prompt_tokens, event.cached_tokens, event.output_tokens) == (5, 4, 2)
+            assert worker.runner.served == {ORGANIZATION: 4}
             assert (event.worker, event.model, event.details) == ("gpu@test", "tiny", {"finish_reason": None})
 
     with_worker(work)

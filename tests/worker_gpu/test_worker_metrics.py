@@ -17,6 +17,7 @@ from worker_gpu import metrics as module
 from worker_gpu.engines.base import Delta, EngineLoad, GenerationRequest
 from worker_gpu.engines.simulated_batch import ContinuousBatch
 from worker_gpu.engines.simulated_options import SimulationOptions
+from worker_gpu.engines.tier_rates import MeasuredRates
 from worker_gpu.engines.vllm_steps import StepCounter
 from worker_gpu.scopes import Reason
 from worker_gpu.streams import StreamWriter
@@ -67,14 +68,15 @@ def test_a_first_token_is_measured_by_priority_and_cache() -> None:
 
 def test_what_vllm_says_of_its_steps() -> None:
     """Reports come with either part or both; preemptions add up."""
-    counter = StepCounter()
-    scheduler = SimpleNamespace(num_running_reqs=3, num_waiting_reqs=2, kv_cache_usage=0.5)
+    counter = StepCounter(MeasuredRates(ram=False, disk=False))
+    no_tiers = {"connector_prefix_cache_stats": None, "kv_connector_stats": None}
+    scheduler = SimpleNamespace(num_running_reqs=3, num_waiting_reqs=2, kv_cache_usage=0.5, **no_tiers)
     counter.record(scheduler, None)
     assert counter.load == EngineLoad(3, 2, 0.5, 0)
     counter.record(None, SimpleNamespace(num_preempted_reqs=2), mm_cache_stats=None, engine_idx=0)
     assert counter.load == EngineLoad(3, 2, 0.5, 2)
     counter.record(
-        SimpleNamespace(num_running_reqs=0, num_waiting_reqs=0, kv_cache_usage=0.0),
+        SimpleNamespace(num_running_reqs=0, num_waiting_reqs=0, kv_cache_usage=0.0, **no_tiers),
         SimpleNamespace(num_preempted_reqs=1),
     )
     assert counter.load == EngineLoad(0, 0, 0.0, 3)

@@ -6,11 +6,12 @@ request's text while others run beside it. All methods are called on one asyncio
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from tasks.job import FinishReason, Sampling, TokenLogprob, ToolCallDelta, ToolUse
+from worker_gpu.engines.kv_events import Subscriber
 
 #: No step of a model on an accelerator takes so many seconds.
 STALL_S = 8.0
@@ -18,11 +19,15 @@ STALL_S = 8.0
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """What one engine can hold: context window in tokens, sequences at once, KV block size in tokens."""
+    """What one engine can hold: context window in tokens, sequences at once, KV block size in tokens.
+
+    `cache_tokens` is what all blocks of the accelerator's KV cache hold together, 0 where the engine does not tell.
+    """
 
     max_model_len: int
     max_num_seqs: int
     block_size: int
+    cache_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,14 @@ class EngineLoad:
     waiting: int = 0
     kv_usage: float | None = None
     preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TierRates:
+    """Tokens a second that come back from the tiers below the GPU's cache: host RAM, and disk by way of it; 0: no such tier."""
+
+    ram: float = 0.0
+    disk: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +106,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def tier_rates(self) -> TierRates:
+        """Return how fast the tiers below the GPU's cache are. Any thread may ask."""
+        ...
+
+    @property
     def busy(self) -> bool:
         """Tell whether the engine itself has requests."""
         ...
@@ -112,6 +130,21 @@ class Engine(Protocol):
         Raises PromptTooLong if there is no room for an answer, Unsupported if the engine cannot do what is asked (a
         schema it cannot follow), EngineFailed if this request failed, EngineDead if the engine did.
         """
+        ...
+
+    def block_hashes(self, token_ids: Sequence[int], cache_salt: str) -> list[bytes]:
+        """Return the hashes by which the engine's KV events name the full blocks of a prompt; valid once started.
+
+        They are none where the engine does not tell of its blocks, or names them by what only it knows.
+        """
+        ...
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Call `subscriber` with every KV event from now on, on the engine's loop."""
+        ...
+
+    def tell_again(self) -> None:
+        """Have KV events tell what the cache holds to somebody who missed some: all of it, or what prompts find of it."""
         ...
 
     async def check_health(self) -> None:

@@ -142,6 +142,20 @@ class BlockPool:
         self._events.publish(AllBlocksCleared())
         return True
 
+    def tell_again(self) -> None:
+        """Tell, by events, of all that is known: parents before those that follow them."""
+        self._events.publish(AllBlocksCleared())
+        told: set[bytes | None] = {None}
+        for block in self._known.values():
+            new: list[bytes] = []
+            at: int | None = block
+            while at is not None and (block_hash := self._hashes[at]) not in told and block_hash is not None:
+                new.append(block_hash)
+                told.add(block_hash)
+                parent = self._parents[at]
+                at = None if parent is None else self._known[parent]
+            self._publish_stored(new[::-1])
+
     def check_integrity(self) -> None:
         """Raise AssertionError unless each block is in exactly one state and what is known is a tree."""
         if any(count < 0 for count in self._references):

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import abc
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
 from tasks.errors import EngineDead, EngineFailed
 from tasks.logs import get_logger
-from worker_gpu.engines.base import STALL_S, Delta, EngineLoad, GenerationRequest
+from worker_gpu.engines.base import STALL_S, Delta, EngineLoad, GenerationRequest, TierRates
+from worker_gpu.engines.block_hashes import block_hashes
 from worker_gpu.engines.kv_events import Subscriber
 from worker_gpu.engines.simulated_batch import ContinuousBatch
 from worker_gpu.engines.simulated_faults import Broken, Faults
@@ -63,10 +65,23 @@ class SimulatedEngine:
         """Pass every KV event from now on to `subscriber`, on the engine's loop."""
         self._batch.events.subscribe(subscriber)
 
+    def block_hashes(self, token_ids: abc.Sequence[int], cache_salt: str) -> list[bytes]:
+        """Return the hashes of a prompt's full blocks."""
+        return block_hashes(token_ids, cache_salt, self.limits.block_size)
+
+    def tell_again(self) -> None:
+        """Tell of all that the cache holds, as if it had just been stored."""
+        self._batch.pool.tell_again()
+
     @property
     def load(self) -> EngineLoad:
         """Return what the batch has to do."""
         return self._batch.load
+
+    @property
+    def tier_rates(self) -> TierRates:
+        """Return none: the simulation has no tier but its GPU."""
+        return TierRates()
 
     @property
     def busy(self) -> bool:

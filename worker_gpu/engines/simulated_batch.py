@@ -60,7 +60,12 @@ class ContinuousBatch:
     """Runs requests in steps. KV events are passed on while `step` and `clear_cache` run."""
 
     def __init__(self, options: SimulationOptions) -> None:
-        self.limits = EngineLimits(options.context_window, options.max_num_seqs, options.block_size)
+        self.limits = EngineLimits(
+            options.context_window,
+            options.max_num_seqs,
+            options.block_size,
+            cache_tokens=options.num_blocks * options.block_size,
+        )
         self.events = KvEvents()
         self.pool = BlockPool(options.num_blocks, options.block_size, self.events, caching=options.prefix_caching)
         self.preemptions = 0

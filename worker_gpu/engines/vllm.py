@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
@@ -27,8 +27,11 @@ import psutil
 from tasks.errors import ConfigurationError, EngineDead, EngineFailed, GatewayError, PromptTooLong, Unsupported
 from tasks.logs import get_logger
 from tasks.settings import Settings
-from worker_gpu.engines.base import STALL_S, Delta, EngineLimits, EngineLoad, GenerationRequest
+from worker_gpu.engines.base import STALL_S, Delta, EngineLimits, EngineLoad, GenerationRequest, TierRates
+from worker_gpu.engines.kv_events import Subscriber
 from worker_gpu.engines.orphans import bound_children, end, with_descendants
+from worker_gpu.engines.tier_rates import MeasuredRates
+from worker_gpu.engines.vllm_cache import Call, VllmCache
 from worker_gpu.engines.vllm_reading import AnswerForm, AnswerForms
 from worker_gpu.engines.vllm_sampling import sampling_params
 from worker_gpu.engines.vllm_settings import (
@@ -38,6 +41,7 @@ from worker_gpu.engines.vllm_settings import (
     structured_outputs_config,
 )
 from worker_gpu.engines.vllm_steps import CPU_STALL_S, StepCounter
+from worker_gpu.engines.vllm_tiers import forget_shared_memory, request_arguments
 from worker_gpu.engines.vllm_tools import ToolParser
 
 logger = get_logger(__name__)
@@ -55,10 +59,13 @@ class VllmEngine:
         self._llm: Any = None
         self._limits: EngineLimits | None = None
         self._forms: AnswerForms | None = None
+        self._cache = VllmCache()
         self._processes: list[psutil.Process] = []
         self._running: set[str] = set()
         self._stopping = False
-        self._counter = StepCounter()
+        tiers = settings.caching.tiers
+        self._tiers = MeasuredRates(ram=bool(tiers.ram_gib), disk=bool(tiers.disk_gib))
+        self._counter = StepCounter(self._tiers)
         self.stall_s = STALL_S
 
     @property
@@ -72,6 +79,11 @@ class VllmEngine:
         return self._counter.load
 
     @property
+    def tier_rates(self) -> TierRates:
+        """Return how fast blocks come back from host RAM and disk."""
+        return self._tiers.rates
+
+    @property
     def busy(self) -> bool:
         """Tell whether EngineCore has requests; those whose grammar is tried out first are none yet."""
         return self._counter.requests > 0
@@ -83,13 +95,26 @@ class VllmEngine:
             raise EngineDead("the model engine has not been started")
         return self._limits
 
+    def block_hashes(self, token_ids: Sequence[int], cache_salt: str) -> list[bytes]:
+        """Return the names of a prompt's full blocks; none if vLLM's events are not read."""
+        return self._cache.block_hashes(token_ids, cache_salt)
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Pass every KV event from now on to `subscriber`, on the loop that starts the engine."""
+        self._cache.events.subscribe(subscriber)
+
+    def tell_again(self) -> None:
+        """Have each further prompt tell of the blocks that it finds: vLLM tells nobody what else there is."""
+        self._cache.tell_again()
+
     async def start(self) -> None:
         """Load the model. Raises ConfigurationError for settings vLLM refuses, EngineDead if it cannot run.
 
         After a failure, call `stop` to be sure that no process is left.
         """
         self._stopping = False
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self._load, loop.call_soon_threadsafe)
         if (llm := self._llm) is None or self._stopping:
             raise EngineDead()
         try:
@@ -98,7 +123,7 @@ class VllmEngine:
         except Exception as error:
             raise EngineDead(f"vLLM could not start: {error}") from error
 
-    def _load(self) -> None:
+    def _load(self, call_soon: Call) -> None:
         set_environment(self._settings)
         try:
             from vllm.engine.arg_utils import AsyncEngineArgs
@@ -121,6 +146,7 @@ class VllmEngine:
                 raise ConfigurationError(f"vLLM refuses the engine settings: {error}") from error
             name = self._settings.engine.tool_parser
             parser = None if name is None else ToolParser(name, config.model_config)
+            self._cache.prepare(config, call_soon)
             try:
                 self._llm = AsyncLLM.from_vllm_config(
                     config,
@@ -134,12 +160,17 @@ class VllmEngine:
             finally:
                 started = {child.pid for child in multiprocessing.active_children()} - before
                 self._processes = [psutil.Process(pid) for pid in started if pid and psutil.pid_exists(pid)]
+                if config.kv_transfer_config is not None:
+                    forget_shared_memory(config.kv_transfer_config.engine_id)
         self._forms = AnswerForms(config, self._llm.get_tokenizer(), parser)
         self._limits = EngineLimits(
             max_model_len=config.model_config.max_model_len,
             max_num_seqs=config.scheduler_config.max_num_seqs,
             block_size=config.cache_config.block_size,
+            # One block is vLLM's own: it stands for none.
+            cache_tokens=config.cache_config.block_size * ((config.cache_config.num_gpu_blocks or 1) - 1),
         )
+        self._cache.begin(config.cache_config)
 
     def _make_step_counter(self, *_config: Any) -> StepCounter:
         return self._counter
@@ -159,6 +190,9 @@ class VllmEngine:
             if self._stopping:
                 raise EngineDead()
             params = sampling_params(request.sampling, form.constraint, skip_special=form.skip_special)
+            params.extra_args = request_arguments(self._settings, request.cache_salt)
+            if more := self._cache.request_arguments:
+                params.extra_args = {**(params.extra_args or {}), **more}
             outputs = self._llm.generate(prompt, params, request.request_id)
             async with aclosing(outputs), self._counter.request():
                 async for output in outputs:
@@ -237,6 +271,7 @@ class VllmEngine:
             if child.pid in ended:
                 child.join(EXIT_WAIT_S)
         self._llm, self._processes = None, []
+        self._cache.end()
 
 
 def _unsupported(form: AnswerForm) -> Unsupported:

@@ -20,6 +20,15 @@ from tasks.settings import settings
 LEVEL = "VLLM_LOGGING_LEVEL"
 #: What shows the engine's input when it fails.
 _SHOWS_INPUT = "vllm.logging_utils.dump_input"
+#: What warns of things that are meant (`worker_gpu.engines.vllm_tiers`): of blocks that an earlier worker left on disk only their
+#: hashes are known; the name of host RAM's tier is removed before vLLM would do it; tiers are not all vLLM's own.
+_WARNS_IN_VAIN = (
+    "vllm.distributed.kv_transfer.kv_connector.v1.offloading.events",
+    "vllm.distributed.kv_transfer.kv_connector.v1.base",
+    "vllm.v1.kv_offload.cpu.shared_offload_region",
+    "vllm.v1.kv_offload.factory",
+    "vllm.v1.kv_offload.tiering.factory",
+)
 
 
 def set_environment() -> None:
@@ -42,6 +51,8 @@ def configure() -> None:
 def _set_levels() -> None:
     logging.getLogger("vllm").setLevel(os.environ.get(LEVEL, "").upper() or logging.WARNING)
     logging.getLogger(_SHOWS_INPUT).setLevel(logging.CRITICAL + 1)
+    for name in _WARNS_IN_VAIN:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _print_nothing(*_arguments: Any, **_options: Any) -> None:

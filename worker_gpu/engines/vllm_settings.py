@@ -12,7 +12,8 @@ import psutil
 
 from tasks.logs import get_logger
 from tasks.settings import Settings
-from worker_gpu.engines import vllm_logs
+from worker_gpu.engines import vllm_hashes, vllm_logs
+from worker_gpu.engines.vllm_tiers import tier_arguments
 
 logger = get_logger(__name__)
 
@@ -36,6 +37,7 @@ def engine_arguments(settings: Settings, on_cpu: bool) -> dict[str, Any]:
         "max_num_batched_tokens": settings.scheduling.max_batch_tokens,
         "dtype": engine.dtype,
         "enable_prefix_caching": caching.kv_cache_enabled and caching.static_prefix_caching,
+        "prefix_caching_hash_algo": vllm_hashes.ALGORITHM,
         "enable_log_requests": False,
     }
     if on_cpu:
@@ -50,7 +52,7 @@ def engine_arguments(settings: Settings, on_cpu: bool) -> dict[str, Any]:
         }
         if engine.dtype == "auto" and _emulates_bfloat16():
             arguments["dtype"] = "float32"
-    return arguments | engine.options
+    return arguments | tier_arguments(settings, on_cpu=on_cpu) | engine.options
 
 
 def structured_outputs_config() -> Any:

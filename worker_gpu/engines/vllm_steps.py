@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from worker_gpu.engines.base import EngineLoad
+from worker_gpu.engines.tier_rates import MeasuredRates
 
 #: A step on plain processors may compute a prompt of thousands of tokens, at a few hundred a second.
 CPU_STALL_S = 120.0
@@ -21,10 +22,12 @@ CPU_STALL_S = 120.0
 class StepCounter:
     """What vLLM takes for a logger of its figures; it counts how often there are some, and which requests wait for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, tiers: MeasuredRates) -> None:
+        """Take what wants to know how fast blocks come back from slower tiers."""
         self.steps = 0
         self.requests = 0
         self.load = EngineLoad()
+        self._tiers = tiers
 
     @asynccontextmanager
     async def request(self) -> AsyncIterator[None]:
@@ -42,6 +45,8 @@ class StepCounter:
         if scheduler_stats is not None:
             running, waiting = scheduler_stats.num_running_reqs, scheduler_stats.num_waiting_reqs
             self.load = EngineLoad(running, waiting, scheduler_stats.kv_cache_usage, preemptions)
+            if (external := scheduler_stats.connector_prefix_cache_stats) is not None:
+                self._tiers.add(external.hits_by_source, scheduler_stats.kv_connector_stats)
         elif preemptions != self.load.preemptions:
             self.load = replace(self.load, preemptions=preemptions)
 

@@ -132,6 +132,12 @@ class PoolMachine(RuleBasedStateMachine):
         if not self.holders:
             self.naive.blank, self.naive.idle = self.num_blocks, []
 
+    @rule()
+    def tell_again(self) -> None:
+        before = dict(self.replay.content)
+        self.pool.tell_again()
+        assert self.replay.content == before
+
     @rule(more=st.integers(1, 3))
     def ask_for_too_much(self, more: int) -> None:
         with pytest.raises(ValueError, match="are wanted"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import re
 import signal
 import time
@@ -21,8 +22,10 @@ import pytest
 
 from tasks.errors import ConfigurationError, EngineDead, EngineFailed, PromptTooLong, Unsupported
 from tasks.job import ResponseFormat, ToolUse
+from tasks.prompts.radix import Tier
 from tasks.settings import EngineGroup, Settings
 from tests.tiny_model import CONTEXT, VOCABULARY, make_tiny_model
+from tests.worker_gpu.engines.vllm_cache_runs import Seen, ask, ask_many, profiles
 from tests.worker_gpu.engines.vllm_host import PROMPT, Host, Said, collect, request, said, text
 from worker_gpu.engines import create_engine, vllm
 from worker_gpu.engines.vllm import VllmEngine
@@ -32,6 +35,8 @@ from worker_gpu.watchdog import Watchdog
 pytestmark = pytest.mark.vllm
 
 SLOTS = 16
+#: Of 32 tokens: few enough for tests to fill, and enough for all slots at once.
+BLOCKS = 192
 WEATHER = {
     "type": "object",
     "properties": {
@@ -61,7 +66,13 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """Start the engine once; its settings in the environment do not outlive this module."""
     environment = dict(os.environ)
     model = make_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
-    group = EngineGroup(model=str(model), max_num_seqs=SLOTS, kv_cache_gib=0.25, tool_parser="hermes")
+    group = EngineGroup(
+        model=str(model),
+        max_num_seqs=SLOTS,
+        kv_cache_gib=0.25,
+        tool_parser="hermes",
+        options={"num_gpu_blocks_override": BLOCKS + 1},
+    )
     engine = create_engine(Settings(engine=group))
     assert isinstance(engine, VllmEngine)
     host = Host(engine)
@@ -198,6 +209,50 @@ def test_closing_the_stream_frees_its_slot(host: Host) -> None:
             assert (await anext(holder)).finish_reason is None
             await holder.aclose()
         assert not engine._llm.output_processor.has_unfinished_requests()
+
+    host.check(check)
+
+
+# --- What the cache holds -------------------------------------------------------------------------
+
+
+def test_what_the_index_expects_is_found(host: Host) -> None:
+    """By every prompt, though the cache evicts all the time, two organizations say the same, and blocks have copies."""
+
+    async def check(engine: VllmEngine) -> None:
+        rng, cache, seen = random.Random(1), host.cache, Seen()
+        engine.subscribe(seen.hear)
+        known = profiles(rng, most=1600)
+        found = await ask_many(engine, cache, rng, known, prompts=40)
+        assert [each for each in found if each.expected != each.cached] == []
+        print(f"{sum(each.cached > 0 for each in found)} hits, {seen.evicted} evictions, {seen.copies_left} of a copy")
+        assert sum(each.cached > 0 for each in found) > 10
+        assert seen.evicted > 100
+        assert seen.copies_left
+        facts = cache.facts
+        assert (cache.blocks.losses, facts.capacity_tokens) == (0, BLOCKS * 32)
+        assert 0 < facts.known_tokens <= cache.blocks.count(Tier.GPU) * 32 <= BLOCKS * 32
+
+    host.check(check)
+
+
+def test_what_was_missed_is_told_by_prompts(host: Host) -> None:
+    """After a loss nothing counts as cached until a prompt finds it; from then on it is known, and never too much."""
+
+    async def check(engine: VllmEngine) -> None:
+        rng, cache = random.Random(2), host.cache
+        known = profiles(rng, most=200)
+        first = await ask_many(engine, cache, rng, known, prompts=10)
+        assert [each for each in first if each.expected != each.cached] == []
+        engine._cache.events.skip()
+        await ask(engine, cache, known[0], [], 1)
+        assert (cache.blocks.losses, cache.cached(known[-1].name)) == (1, (0, 0, 0))
+        for profile in known:
+            await ask(engine, cache, profile, [], 1)
+        later = await ask_many(engine, cache, rng, known, prompts=20)
+        assert all(each.expected <= each.cached for each in later)
+        assert sum(each.expected < each.cached for each in later) <= 2, "a copy's end counts as the block's"
+        assert sum(each.expected > 0 for each in later) > 10
 
     host.check(check)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from tasks.job import Sampling, TokenLogprob, ToolUse
+from worker_gpu.cache import CacheIndex
 from worker_gpu.engines.base import Delta, GenerationRequest
 from worker_gpu.engines.vllm import VllmEngine
 
@@ -18,11 +19,12 @@ T = TypeVar("T")
 
 
 class Host:
-    """An engine with the permanent event loop it needs, in a thread of its own."""
+    """An engine with the permanent event loop it needs, in a thread of its own, and an index of its cache."""
 
     def __init__(self, engine: VllmEngine) -> None:
         """Start the loop, not the engine."""
         self.engine = engine
+        self.cache = CacheIndex(engine, 3600)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()

@@ -1,0 +1,149 @@
+"""How much a worker takes on: its wish to the queue, from what it has in hand and what its engine has to do.
+
+What makes others wait is the computing of prompts, so requests are admitted by the prompt tokens that the KV cache lacks:
+
+- **Budget.** A request is in flight from its delivery until its first token. What is to be computed of all in flight stays
+  within `max_tokens`, about what the engine computes in one step; a worker with nothing in flight takes a request of any size.
+  The rest waits in the queue, where priorities, fairness, cancelling and other workers still reach it.
+- **Room.** As many requests as the engine runs at once, and none while it has no memory for more: its KV cache is full of
+  what runs and of what is in flight, or sequences wait in it that had begun before, and lost their blocks to others.
+
+Nothing here reads a clock or waits, so that the same rules can be driven in virtual time. Any thread may call.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+from tasks.queueing.pull import Wish
+from worker_gpu.engines.base import EngineLoad
+from worker_gpu.prefill_rate import PrefillRate
+
+#: The share of the KV cache that is left to the sequences that run, which grow with each token.
+GROWTH: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The KV cache, in tokens: how many it holds, and how many can be had without evicting a prefix that is known.
+
+    Rates are those of loading from RAM and from disk, in tokens a second. 0 is what is not known, or not there.
+    """
+
+    capacity_tokens: int = 0
+    free_tokens: int = 0
+    ram_rate: float = 0.0
+    disk_rate: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Taken:
+    """A request in hand: the tokens of its prompt, and those of them that are to be computed, while it is `in_flight`."""
+
+    prompt_tokens: int
+    uncached: int
+    in_flight: bool = False
+
+
+class Admission:
+    """What `worker` has in hand, and what it would take; `max_requests` and `max_tokens` are its limits, see above."""
+
+    def __init__(self, worker: str, max_requests: int, max_tokens: int) -> None:
+        self.prefill_rate = PrefillRate()
+        self._worker = worker
+        self.max_requests = max_requests
+        self._max_tokens = max_tokens
+        self._lock = threading.Lock()
+        self._in_hand: set[Taken] = set()
+        self._load = 0
+        self._in_flight, self._not_begun = 0, 0
+
+    def deliver(self, prompt_tokens: int, cached_tokens: int = 0) -> Taken:
+        """Take a request in hand, of whose prompt so many tokens should be found in the KV cache."""
+        taken = Taken(prompt_tokens, max(1, prompt_tokens - cached_tokens))
+        with self._lock:
+            self._in_hand.add(taken)
+            self._load += prompt_tokens
+            self._count(taken, in_flight=True)
+        return taken
+
+    def pause(self, taken: Taken) -> None:
+        """Have a request that waits for something else than the engine not count as in flight."""
+        with self._lock:
+            self._count(taken, in_flight=False)
+
+    def go_on(self, taken: Taken) -> None:
+        """Have it count again, if it is still in hand."""
+        with self._lock:
+            self._count(taken, in_flight=taken in self._in_hand)
+
+    def begin(self, taken: Taken, cached_tokens: int, prefill_s: float | None, at: float) -> None:
+        """Note a request's first token, and what the engine says of its prefill; `at` is now, on any clock in seconds."""
+        with self._lock:
+            self._count(taken, in_flight=False)
+            if prefill_s is not None:
+                self.prefill_rate.add(taken.prompt_tokens - cached_tokens, prefill_s, at)
+
+    def end(self, taken: Taken) -> None:
+        """Have a request in hand no more, whatever became of it."""
+        with self._lock:
+            if taken in self._in_hand:
+                self._count(taken, in_flight=False)
+                self._in_hand.remove(taken)
+                self._load -= taken.prompt_tokens
+
+    @property
+    def in_hand(self) -> int:
+        """Return how many requests were delivered and have not ended."""
+        return len(self._in_hand)
+
+    def wish(self, load: EngineLoad, memory: Memory) -> Wish:
+        """Return what the worker would take now, given what its engine has to do, and its KV cache."""
+        with self._lock:
+            return Wish(
+                self._worker,
+                room=self._room(load, memory.capacity_tokens),
+                budget=max(0, self._max_tokens - self._in_flight),
+                in_flight=self._in_flight,
+                load=self._load,
+                prefill_rate=self.prefill_rate.value,
+                ram_rate=memory.ram_rate,
+                disk_rate=memory.disk_rate,
+                free_tokens=memory.free_tokens,
+            )
+
+    def takes_more(self, load: EngineLoad, capacity_tokens: int) -> bool:
+        """Tell whether there is anything that the worker could be given; the same as of its wish, for a quarter of the time."""
+        with self._lock:
+            return self._in_flight < self._max_tokens and self._room(load, capacity_tokens) > 0
+
+    def _room(self, load: EngineLoad, capacity_tokens: int) -> int:
+        if self._in_hand and is_full(load, capacity_tokens, self._not_begun, self._in_flight):
+            return 0
+        return max(0, self.max_requests - len(self._in_hand))
+
+    def _count(self, taken: Taken, *, in_flight: bool) -> None:
+        change = in_flight - taken.in_flight
+        self._in_flight += change * taken.uncached
+        self._not_begun += change
+        taken.in_flight = in_flight
+
+
+def takes_more(wish: Wish) -> bool:
+    """Tell whether there is anything that a worker with this wish could be given."""
+    return wish.room > 0 and wish.budget > 0
+
+
+def is_full(load: EngineLoad, capacity_tokens: int, not_begun: int, in_flight: int) -> bool:
+    """Tell whether the engine has no memory for more than it has.
+
+    `not_begun` requests, with `in_flight` tokens to be computed, may wait in it without telling so: for the next step.
+    """
+    if load.waiting > not_begun:
+        return True
+    if load.kv_usage is None:
+        return False
+    free = 1 - load.kv_usage - (in_flight / capacity_tokens if capacity_tokens else 0)
+    return free < GROWTH
