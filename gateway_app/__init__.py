@@ -13,6 +13,7 @@ from gateway_app import access, parts, tracing
 from gateway_app.api import (
     audit,
     batches,
+    cache,
     chat,
     files,
     health,
@@ -31,9 +32,12 @@ from gateway_app.batches.endpoints import Endpoints
 from gateway_app.batches.files import Files
 from gateway_app.batches.ports import Limits, Services
 from gateway_app.governance.api_keys import Caller
+from gateway_app.kv_cache.own import OwnProfiles
+from gateway_app.kv_cache.view import CacheView
 from gateway_app.metrics import exposing
 from gateway_app.parts import Parts
 from gateway_app.profiles.management import manage
+from gateway_app.profiles.wishes import Wishes
 from gateway_app.streaming.serving import OpenSockets
 from gateway_app.streaming.socket import SocketLimits
 from tasks import logs
@@ -82,7 +86,10 @@ def build(settings: Settings) -> Flask:
 
 def _native(app: Flask, made: Parts) -> None:
     window, limits_of_profiles = made.pipeline.context_window, made.settings.profiles
-    management = manage(made.profiles, made.database, made.wrapper, window, limits_of_profiles)
+    wishes = Wishes(made.client, made.queue_keys) if made.settings.caching.keeps_prefixes else None
+    management = manage(made.profiles, made.database, made.wrapper, window, limits_of_profiles, wishes)
+    caches = CacheView(made.database, made.client, made.queue_keys)
+    app.extensions["pins"] = management.pins
     streaming = made.settings.streaming
     open_sockets = OpenSockets(streaming.max_sockets)
     app.extensions["sockets"] = open_sockets
@@ -114,6 +121,7 @@ def _native(app: Flask, made: Parts) -> None:
         policy.blueprint(made.keys, made.policies),
         audit.blueprint(made.keys, made.database, made.settings.audit.max_exports),
         profiles.blueprint(made.keys, management),
+        cache.blueprint(made.keys, caches, OwnProfiles(made.database, made.profiles)),
         openapi.blueprint(),
     ):
         app.register_blueprint(routes)

@@ -36,10 +36,10 @@ def commit(database: Database, admission: lifecycle.Admission, retry_of: str | N
     subject = admission.subject
 
     def work(connection: Connection) -> Row[Any]:
-        holder = lifecycle.admit(connection, admission)
-        if retry_of is not None and holder == subject.request_id:
-            repoint(connection, subject.organization, retry_of, holder)
-        return _existing(requests_read.find(connection, holder, subject.organization))
+        row = lifecycle.admit(connection, admission)
+        if retry_of is not None and row.request_id == subject.request_id:
+            repoint(connection, subject.organization, retry_of, row.request_id)
+        return row
 
     try:
         try:
@@ -52,13 +52,9 @@ def commit(database: Database, admission: lifecycle.Admission, retry_of: str | N
     except CommitUndecided:
         if not _was_made(database, admission):
             raise DatabaseUnavailable from None
-        return _existing(requests_read.found(database, subject.request_id, subject.organization))
-
-
-def _existing(row: Row[Any] | None) -> Row[Any]:
-    if row is None:
-        raise RuntimeError("an admitted request has no row")
-    return row
+        return database.read(
+            lambda connection: requests_read.existing(connection, subject.request_id, subject.organization)
+        )
 
 
 def _was_made(database: Database, admission: lifecycle.Admission) -> bool:

@@ -51,7 +51,7 @@ def assemble(
         )
     seed = task.sampling.seed if task.sampling.seed is not None else secrets.randbits(63)
     sampling = task.sampling.model_copy(update={"max_tokens": wanted, "seed": seed})
-    return Prompt(static.static_profile_hash, tuple(ids), tokens), sampling
+    return Prompt(static.static_profile_hash, tuple(ids), tokens, static.chain), sampling
 
 
 def as_rendered(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import resource
+import threading
 import time
 from contextlib import suppress
 from typing import Any
 
-from tasks.errors import ConfigurationError
+from gateway_app.profiles.pins import Pins
+from tasks.errors import ConfigurationError, GatewayError
+from tasks.logs import get_logger
 from tasks.settings import settings
 
 try:
@@ -48,9 +51,18 @@ def post_worker_init(worker: Any) -> None:
     pump = worker.wsgi.extensions["pump"]
     pump.access = worker.log.requests
     pump.enabled = True
+    threading.Thread(target=_catch_up, args=(worker.wsgi.extensions["pins"],), name="pins", daemon=True).start()
     # What there is by now stays: searching all of it for garbage would hold every stream up, again and again.
     gc.collect()
     gc.freeze()
+
+
+def _catch_up(pins: Pins) -> None:
+    try:
+        pins.catch_up()
+    except GatewayError as error:
+        # What is pinned is computed with its first request, then.
+        get_logger(__name__).warning("what is pinned was not looked at", code=error.code)
 
 
 def worker_exit(_server: object, worker: Any) -> None:

@@ -1,10 +1,10 @@
 """The database: one engine for reading, one thread for writing.
 
 Writing is grouped. Callers hand a function of a connection to `Database.write` and wait; the writer thread takes all
-that are waiting, runs them in one transaction and commits once, so that the cost of a durable commit is shared by
-the requests that arrived together. If one of them fails, the transaction is rolled back and each runs again in a
-transaction of its own, so that only the culprit fails. A function may therefore run twice, and must do nothing but
-SQL on the connection it is given.
+that are waiting, also those that came while another process's transaction had to end first, runs them in one transaction
+and commits once, so that the cost of a durable commit is shared by the requests that arrived together. If one of them
+fails, the transaction is rolled back and each runs again in a transaction of its own, so that only the culprit fails. A
+function may therefore run twice, and must do nothing but SQL on the connection it is given.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sqlalchemy.engine import Connection
 
 from tasks.db_engine import create_engine
 from tasks.db_errors import as_told, is_away, is_read_only, unavailable
+from tasks.db_statements import Statement
 from tasks.errors import DatabaseUnavailable
 from tasks.metrics import shared as metrics
 from tasks.settings import DatabaseGroup
@@ -56,12 +57,12 @@ class Database:
     def __init__(self, settings: DatabaseGroup) -> None:
         self._settings = settings
         self._engine = create_engine(settings, settings.pool_size)
-        self._asking = self._engine.execution_options(one_statement=True)
         # The writer's own: readers that hold every connection must not keep an answer from being recorded.
         # SQLite must take its write lock before it reads, or two processes deadlock on the upgrade.
         self._writing = create_engine(settings, 1).execution_options(immediate=True)
         self._waiting: queue.SimpleQueue[_Write[Any] | None] = queue.SimpleQueue()
         self._committing: list[_Write[Any]] = []
+        self._closing = False
         self._writer = threading.Thread(target=self._write_forever, name="database-writer", daemon=True)
         self._writer.start()
 
@@ -73,13 +74,13 @@ class Database:
         with _told_as_unavailable(), self._engine.connect() as connection:
             return work(connection)
 
-    def row(self, query: sa.Executable, parameters: Mapping[str, Any]) -> sa.Row[Any] | None:
+    def row(self, query: Statement, parameters: Mapping[str, Any]) -> sa.Row[Any] | None:
         """Return the one row that `query` gives, or None. One statement needs no transaction around it.
 
         Raises DatabaseUnavailable if the database cannot be reached.
         """
-        with _told_as_unavailable(), self._asking.connect() as connection:
-            return connection.execute(query, parameters).one_or_none()
+        with _told_as_unavailable(), self._engine.connect() as connection:
+            return query.alone(connection, parameters)
 
     @property
     def timeout_s(self) -> float:
@@ -128,25 +129,25 @@ class Database:
         self._writing.dispose()
 
     def _write_forever(self) -> None:
-        while (first := self._waiting.get()) is not None:
-            group, closing = [first], False
-            while len(group) < self._settings.group_commit_max and not self._waiting.empty():
-                write = self._waiting.get()
-                if write is None:
-                    closing = True
-                    break
+        while not self._closing and (first := self._waiting.get()) is not None:
+            self._committing = group = [first] if first.future.set_running_or_notify_cancel() else []
+            self._gather(group)
+            if group:
+                self._commit(group)
+            self._committing = []
+
+    def _gather(self, group: list[_Write[Any]]) -> None:
+        """Add what waits to the group, unless its caller waits no more."""
+        while len(group) < self._settings.group_commit_max and not self._closing and not self._waiting.empty():
+            write = self._waiting.get()
+            self._closing = write is None
+            if write is not None and write.future.set_running_or_notify_cancel():
                 group.append(write)
-            if wanted := [write for write in group if write.future.set_running_or_notify_cancel()]:
-                self._committing = wanted
-                self._commit(wanted)
-                self._committing = []
-            if closing:
-                return
 
     def _commit(self, group: list[_Write[Any]]) -> None:
         """Run the group in one transaction; where one of them fails, each in one of its own."""
         try:
-            self._transact(group)
+            self._transact(group, gathers=True)
         except _Away as away:
             _fail(group, away.told())
         except Exception as error:  # whatever it is belongs to a caller; the writer must live on
@@ -167,14 +168,19 @@ class Database:
             except Exception as error:  # as above
                 _fail([write], as_told(error))
 
-    def _transact(self, group: list[_Write[Any]]) -> None:
-        """Commit the group and tell its callers. Raises _Away if the database is, else what a function raised."""
+    def _transact(self, group: list[_Write[Any]], *, gathers: bool = False) -> None:
+        """Commit the group and tell its callers. Raises _Away if the database is, else what a function raised.
+
+        If it `gathers`, what came by the time when the transaction had begun belongs to the group too.
+        """
         began = time.monotonic()
         with _noticing_absence():
             connection = self._writing.connect()
         with connection:
             with _noticing_absence():
                 transaction = connection.begin()
+            if gathers:
+                self._gather(group)
             added: list[tuple[str, str | None]] = []
             connection.info[ADDED] = added
             try:

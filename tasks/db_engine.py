@@ -58,10 +58,9 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection, timeout_s: float) -> None:
-    options = connection.get_execution_options()
-    if options.get("immediate"):
+    if connection.get_execution_options().get("immediate"):
         _take_write_lock(connection, timeout_s)
-    elif not options.get("one_statement"):
+    else:
         connection.exec_driver_sql("BEGIN")
 
 

@@ -9,17 +9,24 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from tasks.db import Database
+from tasks.db_statements import Statement
 from tasks.schema import audit_events, requests
 
-# Statements that every request needs are built once: building one takes longer than SQLite takes to run it.
-_FIND = sa.select(requests).where(
-    requests.c.request_id == sa.bindparam("request_id"), requests.c.organization == sa.bindparam("organization")
+_FIND = Statement(
+    sa.select(requests).where(
+        requests.c.request_id == sa.bindparam("request_id"), requests.c.organization == sa.bindparam("organization")
+    )
 )
 
 
 def find(connection: Connection, request_id: str, organization: str) -> Row[Any] | None:
     """Return the request's row, or None if this organization has no such request."""
-    return connection.execute(_FIND, {"request_id": request_id, "organization": organization}).one_or_none()
+    return _FIND.one_or_none(connection, {"request_id": request_id, "organization": organization})
+
+
+def existing(connection: Connection, request_id: str, organization: str) -> Row[Any]:
+    """Return the row of a request that there is. Raises NoResultFound."""
+    return _FIND.one(connection, {"request_id": request_id, "organization": organization})
 
 
 def found(database: Database, request_id: str, organization: str) -> Row[Any] | None:

@@ -74,6 +74,8 @@ profiles = Table(
     Column("static_token_ids", LargeBinary, nullable=False),
     Column("data_key", LargeBinary, nullable=False),
     Column("activated_at", UtcDateTime, nullable=False),
+    # The segments inside it that others may share: [[hash, tokens from the start, kind], ...]; release 0.1.0 stored none.
+    Column("chain", Document),
 )
 
 requests = Table(

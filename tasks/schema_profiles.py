@@ -16,7 +16,8 @@ _BYTEWISE_NAME = String(200).with_variant(String(200, collation="C"), "postgresq
 
 #: What an organization made of an agent. Without an active version of its own, the file that was shipped is active,
 #: unless `retired_at` is set. In `previous_version` and `canary_version`, 0 stands for that file. `revision` counts
-#: changes. A canary gets its share, from 0 to 1, of the requests.
+#: changes. A canary gets its share, from 0 to 1, of the requests. Of a pinned agent's active version, whose static part has
+#: the hash `pinned_hash`, `pinned_copies` are kept warm.
 agents = Table(
     "agents",
     metadata,
@@ -34,6 +35,8 @@ agents = Table(
     Column("canary_version", Integer),
     Column("canary_share", Float),
     Column("canary_since", UtcDateTime),
+    Column("pinned_copies", Integer),
+    Column("pinned_hash", String(64)),
 )
 
 #: An organization's own versions. Text is sealed; what tokenising gave holds while `prefix_base` is still the same.

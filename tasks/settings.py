@@ -15,12 +15,21 @@ import difflib
 import functools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -75,6 +84,28 @@ class GatewayGroup(Group):
         return value
 
 
+class TiersGroup(Group):
+    """Where a worker keeps KV blocks that its GPU has no room for."""
+
+    ram_gib: float = Field(
+        default=0.0,
+        ge=0,
+        description="Host RAM of each worker for KV blocks, in GiB; 0: none. See [tiers.md](tiers.md).",
+    )
+    disk_gib: float = Field(
+        default=0.0, ge=0, description="Disk of each worker for KV blocks, in GiB; 0: none. Needs `ram_gib`."
+    )
+    disk_directory: ExpandedPath = Field(
+        default=Path("var/kv"), description="A folder on a local disk, the same after a restart."
+    )
+
+    @model_validator(mode="after")
+    def _disk_has_ram_above(self) -> TiersGroup:
+        if self.disk_gib and not self.ram_gib:
+            raise ValueError("disk_gib needs ram_gib: what is on disk comes back through host RAM")
+        return self
+
+
 class CachingGroup(Group):
     """What is cached, and for how long the cache index believes it."""
 
@@ -82,12 +113,29 @@ class CachingGroup(Group):
     static_prefix_caching: bool = True
     radix_tree_ttl_seconds: int = Field(default=3600, ge=1)
 
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Tell whether what was computed of a profile serves the next request."""
+        return self.kv_cache_enabled and self.static_prefix_caching
+
+    tiers: TiersGroup = TiersGroup()
+
+    @model_validator(mode="after")
+    def _tiers_have_a_cache_above(self) -> CachingGroup:
+        if self.tiers.ram_gib and not (self.kv_cache_enabled and self.static_prefix_caching):
+            raise ValueError("tiers need kv_cache_enabled and static_prefix_caching")
+        return self
+
 
 class SchedulingGroup(Group):
     """Which request runs next, and how much at once."""
 
-    strategy: Literal["cache_aware_continuous"] = "cache_aware_continuous"
-    max_batch_tokens: int = Field(default=8192, ge=32, description="Tokens the engine computes in one step.")
+    strategy: Literal["cache_aware_continuous", "least_loaded", "round_robin", "fifo"] = Field(
+        default="cache_aware_continuous", description="Which waiting request a worker takes, and which worker takes it."
+    )
+    max_batch_tokens: int = Field(
+        default=8192, ge=32, description="Tokens the engine computes in one step, and that a worker takes on."
+    )
     max_attempts: int = Field(default=3, ge=1, description="Starts of one request before it is dead.")
     retry_first_s: float = Field(default=1.0, ge=0, description="Longest wait before the second attempt; then doubled.")
     retry_max_s: float = Field(default=60.0, ge=0, description="Longest wait before any attempt.")
@@ -237,6 +285,13 @@ class ProfilesGroup(Group):
         default=4, ge=0, description="Bases that may stand above one another; 0: none may be extended."
     )
     admins_only: bool = Field(default=False, description="Only admin keys may change what requests get; all may draft.")
+    warm_copies: int = Field(
+        default=1, ge=0, le=64, description="Workers that compute a version before requests get it; 0: none does."
+    )
+    warm_s: float = Field(
+        default=30.0, ge=0, le=600, description="Longest wait for that; then requests get it all the same."
+    )
+    max_pinned: int = Field(default=20, ge=0, description="Agents of one organization that may be pinned.")
 
 
 class StreamingGroup(Group):
@@ -457,13 +512,20 @@ def _config_file() -> Path:
 
 
 def _known_keys() -> dict[str, tuple[str, ...]]:
-    """Return the keys of each group."""
+    """Return the keys of each group; those of a group inside it have its name before them, and a point."""
     groups = {name: field.annotation for name, field in Settings.model_fields.items()}
     return {
-        name: tuple(group.model_fields)
+        name: tuple(_keys(group))
         for name, group in groups.items()
         if isinstance(group, type) and issubclass(group, Group)
     }
+
+
+def _keys(group: type[Group]) -> Iterator[str]:
+    for name, field in group.model_fields.items():
+        yield name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
+            yield from (f"{name}.{key}" for key in _keys(field.annotation))
 
 
 def _read_file() -> dict[str, dict[str, Any]]:
@@ -509,7 +571,9 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
 
 def _refuse_unknown_variables() -> None:
     """Raise ConfigurationError for a METAQORE_ variable that no setting has: most are typing errors."""
-    known = [f"{PREFIX}{group}__{key}".upper() for group, keys in _known_keys().items() for key in keys]
+    known = [
+        f"{PREFIX}{group}__{key.replace('.', '__')}".upper() for group, keys in _known_keys().items() for key in keys
+    ]
     for name in os.environ:
         if name.upper().startswith(PREFIX) and name not in (CONFIG_VARIABLE, URL_VARIABLE, *known):
             # What begins with the prefix resembles every short name by the prefix alone.

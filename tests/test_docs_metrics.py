@@ -24,7 +24,7 @@ TABLES = {"Every process": shared, "The gateway": gateway, "The worker": worker,
 UNITS = ("_seconds", "_total", "_ratio", "_bytes", "_info")
 DIMENSIONLESS = re.compile(
     r"_(requests|in_progress|connections|size|in_use|threads|open|limit|up|tokens|workers|leads|leader|state|held|writes"
-    r"|sequences)$"
+    r"|sequences|profiles)$"
 )
 
 

@@ -25,13 +25,22 @@ def tables() -> str:
 
 
 def _table(name: str, group: type[BaseModel]) -> str:
-    rows = [
-        f"| `{key}` | {_shown(field.get_default(call_default_factory=True, validated_data={}))} | {field.description or ''} |"
-        for key, field in group.model_fields.items()
-    ]
+    rows = _rows(group)
     return "\n".join(
         [f"## {name}", "", str(group.__doc__).strip(), "", "| key | default | |", "|---|---|---|", *rows, ""]
     )
+
+
+def _rows(group: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return a row for each key; keys of a group inside the group follow, with its name before them."""
+    rows: list[str] = []
+    for name, field in group.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            rows += _rows(field.annotation, f"{prefix}{name}.")
+            continue
+        value = _shown(field.get_default(call_default_factory=True, validated_data={}))
+        rows.append(f"| `{prefix}{name}` | {value} | {field.description or ''} |")
+    return rows
 
 
 def _shown(value: Any) -> str:

@@ -13,7 +13,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +49,11 @@ ENDLESS_TOKENS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What stands at a site. `engine` are options of the simulated engine, `settings` the gateway's, without prefix."""
+    """What stands at a site. `engine` are options of the simulated engine, `settings` the gateway's, without prefix.
+
+    `worker_app` is what Celery is told of the workers' application, and `variables` are further ones of each worker's
+    environment, a worker after the other. Starting takes `start_s` at most.
+    """
 
     gateways: int = 1
     workers: int = 1
@@ -60,6 +64,9 @@ class Plan:
     slots: int = 16
     engine: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
+    worker_app: Sequence[str] = ()
+    variables: Sequence[Mapping[str, str]] = ()
+    start_s: float = START_S
 
 
 class Site:
@@ -160,16 +167,19 @@ class Site:
         self.key = self._make_key(bytes.fromhex((directory / "key_pepper").read_text("ascii")))
         self._stack.callback(self._end_all)
         given = self._environment(directory)
+        own = [*self.plan.variables, *({} for _ in range(self.plan.workers))]
         for number in range(1, self.plan.workers + 1):
-            self.workers.append(self._celery(f"worker-{number}", "gpu", [], given))
+            self.workers.append(
+                self._celery(f"worker-{number}", "gpu", self.plan.worker_app, {**given, **own[number - 1]})
+            )
         for number in range(1, self.plan.housekeepers + 1):
             self.housekeepers.append(self._celery(f"housekeeper-{number}", "housekeeping", ["-A", HOUSEKEEPER], given))
         for number in range(1, self.plan.gateways + 1):
             self.gateways.append(self._gateway(f"gateway-{number}", given))
         for process in self.processes:
             process.start()
-        self.until(lambda: all(process.ready for process in self.processes), START_S, "every process")
-        self.until(self._takes_requests, START_S, "a gateway that is ready")
+        self.until(lambda: all(process.ready for process in self.processes), self.plan.start_s, "every process")
+        self.until(self._takes_requests, self.plan.start_s, "a gateway that is ready")
 
     def _make_key(self, pepper: bytes) -> str:
         database = Database(DatabaseGroup(url=self.database_url))
@@ -208,7 +218,7 @@ class Site:
         own = {**environment, f"{PREFIX}GATEWAY__PORT": str(port)}
         return Process(name, command, own, self.folder / f"{name}.log", lambda _said: _listens(port))
 
-    def _celery(self, name: str, queue: str, app: list[str], environment: Mapping[str, str]) -> Process:
+    def _celery(self, name: str, queue: str, app: Sequence[str], environment: Mapping[str, str]) -> Process:
         node = f"{name}@chaos"
         command = [sys.executable, "-m", "celery", *app, "worker", "-Q", queue, "--loglevel", "INFO", "-n", node]
         return Process(node, command, environment, self.folder / f"{name}.log", lambda said: READY in said)

@@ -31,8 +31,7 @@ class Prompts:
 
     def __init__(self, model: Path, profiles: Path, seed: int) -> None:
         """Take the checkpoint whose tokenizer counts, and the folder that agents are written into."""
-        vocabulary = Tokenizer.from_file(str(model / "tokenizer.json")).get_vocab()
-        self._words = sorted(match[1] for token in vocabulary if (match := WORD.fullmatch(token)))
+        self._words = one_token_words(model)
         self._tokenizer = ModelTokenizer(model)
         self._profiles = profiles
         self._random = random.Random(seed)
@@ -41,13 +40,7 @@ class Prompts:
     def agent(self, name: str, tokens: int) -> str:
         """Write an agent whose profile has about so many tokens; return its name."""
         text = self._text(tokens)
-        profile = {
-            "agent": name,
-            "version": 1,
-            "description": "What the benchmark asks.",
-            "segments": [{"kind": "role", "text": text}],
-        }
-        (self._profiles / f"{name}.yaml").write_text(yaml.safe_dump(profile, width=10**6), "utf-8")
+        write_agent(self._profiles, name, text)
         self._layouts[name] = PromptLayout(self._tokenizer, text)
         return name
 
@@ -61,5 +54,26 @@ class Prompts:
             made.append(Ask(agent, text, [*(layout.static_token_ids if joined else ()), *ids]))
         return made
 
+    def static_tokens(self, agent: str) -> int:
+        """Return how many tokens all prompts of an agent begin with."""
+        return len(self._layouts[agent].static_token_ids)
+
     def _text(self, tokens: int) -> str:
         return " ".join(self._random.choices(self._words, k=tokens))
+
+
+def one_token_words(model: Path) -> list[str]:
+    """Return the words of a checkpoint's vocabulary that are one token wherever they stand after a blank."""
+    vocabulary = Tokenizer.from_file(str(model / "tokenizer.json")).get_vocab()
+    return sorted(match[1] for token in vocabulary if (match := WORD.fullmatch(token)))
+
+
+def write_agent(profiles: Path, name: str, text: str) -> None:
+    """Write an agent whose profile is this text into a folder of profiles."""
+    profile = {
+        "agent": name,
+        "version": 1,
+        "description": "What the benchmark asks.",
+        "segments": [{"kind": "role", "text": text}],
+    }
+    (profiles / f"{name}.yaml").write_text(yaml.safe_dump(profile, width=10**6), "utf-8")

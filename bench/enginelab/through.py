@@ -41,31 +41,33 @@ class Through:
 
     def play(self, clients: Sequence[Sequence[Ask]], answer_tokens: int) -> Round:
         """Have the questions answered, each with so many tokens."""
-        return asyncio.run(self._play(clients, answer_tokens))
-
-    async def _play(self, clients: Sequence[Sequence[Ask]], answer_tokens: int) -> Round:
-        headers = {"Authorization": f"Bearer {self.gateway.folder.api_key.read_text().strip()}"}
-        url = f"{self.gateway.url}/v1/chat/completions"
-        # A connection a client, kept open, as a fleet of agents has them.
-        connector = aiohttp.TCPConnector(limit=0)
-        timeout = aiohttp.ClientTimeout(total=ANSWER_S)
-        async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout) as session:
-
-            async def answer(ask: Ask) -> Answered:
-                body = {
-                    "model": ask.agent,
-                    "messages": [{"role": "user", "content": ask.text}],
-                    "max_tokens": answer_tokens,
-                    "stream": True,
-                    "stream_options": {"include_usage": True},
-                }
-                return await _stream(session, url, body)
-
-            return await play(clients, answer)
+        key = self.gateway.folder.api_key.read_text().strip()
+        return asyncio.run(play_over_http(self.gateway.url, key, clients, answer_tokens))
 
     def stop(self) -> None:
         """End every process of it."""
         self.gateway.kill_everything()
+
+
+async def play_over_http(url: str, key: str, clients: Sequence[Sequence[Ask]], answer_tokens: int) -> Round:
+    """Let every client ask a gateway its questions, each for so many tokens as a stream."""
+    headers = {"Authorization": f"Bearer {key}"}
+    # A connection a client, kept open, as a fleet of agents has them.
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=ANSWER_S)
+    async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=timeout) as session:
+
+        async def answer(ask: Ask) -> Answered:
+            body = {
+                "model": ask.agent,
+                "messages": [{"role": "user", "content": ask.text}],
+                "max_tokens": answer_tokens,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+            return await _stream(session, f"{url}/v1/chat/completions", body)
+
+        return await play(clients, answer)
 
 
 async def _stream(session: aiohttp.ClientSession, url: str, body: Mapping[str, Any]) -> Answered:

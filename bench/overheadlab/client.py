@@ -11,21 +11,18 @@ import asyncio
 import gc
 import multiprocessing
 import random
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Self
+from typing import Self
 
-from bench.overheadlab.wire import FIRST_TEXT, Reply, Said, WrongAnswer, read
+from bench.overheadlab.connection import Connections
+from bench.overheadlab.wire import Said, WrongAnswer, read
 
-_CLOSED = "closed without an answer"
 #: How long one answer may take, on however busy a machine.
 ANSWER_S = 60.0
-#: Linux's option, which Python has no name for on other systems.
-_QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,56 +49,6 @@ class Outcome:
     errors: tuple[str, ...]
 
 
-class _Connection(asyncio.Protocol):
-    """One connection, one question at a time."""
-
-    def __init__(self) -> None:
-        self.reply = Reply()
-        self.first_at = 0.0
-        self.transport: Any = None
-        self._done: asyncio.Future[float] | None = None
-
-    @property
-    def usable(self) -> bool:
-        return self.transport is not None and not self.transport.is_closing()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-
-    def ask(self, request: bytes) -> asyncio.Future[float]:
-        """Send it; the result is when the answer was complete."""
-        self.reply, self.first_at = Reply(), 0.0
-        self._done = asyncio.get_running_loop().create_future()
-        self.transport.write(request)
-        return self._done
-
-    def data_received(self, data: bytes) -> None:
-        if _QUICKACK is not None:
-            # A server that leaves Nagle's algorithm on waits for each acknowledgement. Linux forgets the option by itself.
-            self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-        complete = self.reply.add(data)
-        if not self.first_at and FIRST_TEXT.search(self.reply.data):
-            self.first_at = time.perf_counter()
-        if complete:
-            self._end(None)
-            if not self.reply.reusable:
-                self.transport.close()
-
-    def eof_received(self) -> None:
-        # Whatever came without a stated length is complete now.
-        self._end(None if self.reply.data else ConnectionError(_CLOSED))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end(exc or ConnectionError(_CLOSED))
-
-    def _end(self, error: Exception | None) -> None:
-        if self._done is not None and not self._done.done():
-            if error is None:
-                self._done.set_result(time.perf_counter())
-            else:
-                self._done.set_exception(error)
-
-
 class _Run:
     """One cell while it runs."""
 
@@ -109,20 +56,20 @@ class _Run:
         self.answers: list[tuple[float, float, bytes]] = []
         self.errors: list[str] = []
         self._cell = cell
-        self._idle: list[_Connection] = []
+        self._connections = Connections(cell.port)
 
     async def ask(self, request: bytes) -> None:
         """Ask one question, on an idle connection or another one, and note what comes."""
         began = time.perf_counter()
         try:
-            connection = await self._connection()
+            connection = await self._connections.take()
             async with asyncio.timeout(ANSWER_S):
                 done_at = await connection.ask(request)
         except (OSError, TimeoutError) as error:
             self.errors.append(f"{type(error).__name__}: {error}")
             return
         self.answers.append((done_at - began, connection.first_at - began, bytes(connection.reply.data)))
-        self._idle.append(connection)
+        self._connections.give_back(connection)
 
     async def closed_loop(self) -> None:
         """Have each client ask one question after the other."""
@@ -151,24 +98,11 @@ class _Run:
 
     async def connect(self) -> None:
         """Have a connection for each client before the first question."""
-        self._idle = [await self._new() for _ in range(self._cell.clients)]
+        await self._connections.open(self._cell.clients)
 
     async def close(self) -> None:
         """Close all connections."""
-        for connection in self._idle:
-            connection.transport.close()
-        await asyncio.sleep(0)
-
-    async def _connection(self) -> _Connection:
-        while self._idle:
-            if (connection := self._idle.pop()).usable:
-                return connection
-        return await self._new()
-
-    async def _new(self) -> _Connection:
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(_Connection, "127.0.0.1", self._cell.port)
-        return connection
+        await self._connections.close()
 
 
 class Client:

@@ -40,7 +40,7 @@ def litellm(folder: Path, upstream_port: int, prompt: str) -> tuple[System, Proc
     command += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1", "--telemetry", "False"]
     variables = {"LITELLM_MODE": "PRODUCTION", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
     headers = {"Authorization": f"Bearer {key}"}
-    return _started("litellm", command, variables, folder, port, headers, prompt)
+    return started("litellm", command, variables, folder, port, headers, prompt)
 
 
 def portkey(folder: Path, upstream_port: int, prompt: str) -> tuple[System, Process]:
@@ -54,7 +54,7 @@ def portkey(folder: Path, upstream_port: int, prompt: str) -> tuple[System, Proc
         "x-portkey-provider": "openai",
         "x-portkey-custom-host": f"http://127.0.0.1:{upstream_port}/v1",
     }
-    return _started("portkey", command, {"NODE_ENV": "production"}, folder, port, headers, prompt)
+    return started("portkey", command, {"NODE_ENV": "production"}, folder, port, headers, prompt)
 
 
 def sglang(folder: Path, upstream_port: int, prompt: str) -> tuple[System, Process]:
@@ -72,7 +72,7 @@ def sglang(folder: Path, upstream_port: int, prompt: str) -> tuple[System, Proce
         "--log-level",
         "error",
     ]
-    return _started("sglang", command, {}, folder, port, {}, prompt)
+    return started("sglang", command, {}, folder, port, {}, prompt)
 
 
 PEERS: Mapping[str, Callable[[Path, int, str], tuple[System, Process]]] = {
@@ -88,13 +88,13 @@ def running(name: str, folder: Path, upstream_port: int, prompt: str) -> Iterato
     folder.mkdir()
     system, process = PEERS[name](folder, upstream_port, prompt)
     try:
-        _wait(system, process)
+        wait(system, process)
         yield system
     finally:
         process.kill()
 
 
-def _started(
+def started(
     name: str,
     command: Sequence[str],
     variables: Mapping[str, str],
@@ -103,6 +103,7 @@ def _started(
     headers: Mapping[str, str],
     prompt: str,
 ) -> tuple[System, Process]:
+    """Start a peer that listens on `port`; it may not answer yet."""
     process = Process(name, command, {**environment(), **variables}, folder / "log", lambda _said: True)
     process.start()
     assert process.pid is not None  # noqa: S101  it has just been started
@@ -110,7 +111,7 @@ def _started(
     return System(name, port, MODEL, parts, headers, prompt, TEXT), process
 
 
-def _wait(system: System, process: Process) -> None:
+def wait(system: System, process: Process) -> None:
     """Return once a question is answered. Raises RuntimeError with what it last said if it ends or takes too long."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and not process.ended:

@@ -19,16 +19,13 @@ from typing import Any, Self
 
 import psutil
 
+from bench.overheadlab.answering import STREAM_END, STREAM_HEAD, Answering, event, with_length
 from bench.overheadlab.system import ANSWER_TOKENS
 
 MODEL, PACED_MODEL = "bench", "bench-paced"
 TEXT = "".join(f"word{number} " for number in range(ANSWER_TOKENS))
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _STREAMED = re.compile(rb'"stream": ?true')
-_HEAD_END = b"\r\n\r\n"
 _ID = b"chatcmpl-00000000"
-_JSON_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-_STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 #: What a router asks of a worker before it sends any request there.
 _MODELS = {
     "object": "list",
@@ -46,11 +43,7 @@ def _plain() -> bytes:
     message = {"role": "assistant", "content": TEXT}
     usage = {"prompt_tokens": 1000, "completion_tokens": ANSWER_TOKENS, "total_tokens": 1000 + ANSWER_TOKENS}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "length"}
-    return _with_length(_json("chat.completion", choices=[choice], usage=usage))
-
-
-def _with_length(content: bytes) -> bytes:
-    return _JSON_HEAD % len(content) + content
+    return with_length(_json("chat.completion", choices=[choice], usage=usage))
 
 
 def _chunks() -> list[bytes]:
@@ -61,53 +54,38 @@ def _chunks() -> list[bytes]:
         _json("chat.completion.chunk", choices=[{"index": 0, "delta": delta, "finish_reason": reason}])
         for delta, reason in deltas
     ]
-    lines = [b"data: %b\n\n" % event for event in (*events, b"[DONE]")]
-    return [_STREAM_HEAD, *(b"%x\r\n%b\r\n" % (len(line), line) for line in lines), b"0\r\n\r\n"]
+    return [STREAM_HEAD, *map(event, (*events, b"[DONE]")), STREAM_END]
 
 
-class _Answering(asyncio.Protocol):
+class _Answering(Answering):
     """One connection of a system to the model."""
 
     def __init__(self, gap_s: float, new_id: Callable[[], int]) -> None:
+        super().__init__()
         self._gap_s, self._new_id = gap_s, new_id
-        self._received = bytearray()
-        self._transport: Any = None
         self._writing: asyncio.Task[None] | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        while (end := self._received.find(_HEAD_END)) >= 0:
-            head = bytes(self._received[: end + 2])
-            found = _LENGTH.search(head)
-            whole = end + len(_HEAD_END) + (int(found[1]) if found else 0)
-            if len(self._received) < whole:
-                return
-            body = bytes(self._received[end:whole])
-            del self._received[:whole]
-            self._answer(head, body)
-
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  why makes no difference
+        """Say no more."""
         if self._writing is not None:
             self._writing.cancel()
 
-    def _answer(self, head: bytes, body: bytes) -> None:
+    def answer(self, head: bytes, body: bytes) -> None:
+        """Say what is always said."""
         identifier = b"chatcmpl-%08d" % self._new_id()
         if head.startswith(b"GET "):
-            self._transport.write(_with_length(json.dumps(_MODELS if b"/models" in head else {}).encode()))
+            self.transport.write(with_length(json.dumps(_MODELS if b"/models" in head else {}).encode()))
         elif not _STREAMED.search(body):
-            self._transport.write(_PLAIN.replace(_ID, identifier))
+            self.transport.write(_PLAIN.replace(_ID, identifier))
         elif PACED_MODEL.encode() in body:
             self._writing = asyncio.create_task(self._pace(identifier))
         else:
             for chunk in _CHUNKS:
-                self._transport.write(chunk.replace(_ID, identifier))
+                self.transport.write(chunk.replace(_ID, identifier))
 
     async def _pace(self, identifier: bytes) -> None:
         for chunk in _CHUNKS:
-            self._transport.write(chunk.replace(_ID, identifier))
+            self.transport.write(chunk.replace(_ID, identifier))
             if b'"content": "word' in chunk:
                 await asyncio.sleep(self._gap_s)
 

@@ -28,12 +28,17 @@ class WrongAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What an answer said. `chunks` counts the events with text of a stream, and is 1 for a plain answer."""
+    """What an answer said. `chunks` counts the events with text of a stream, and is 1 for a plain answer.
+
+    Tokens of the prompt, and those of them that were cached, are 0 where the answer does not tell.
+    """
 
     id: str
     text: str
     finish_reason: str
     chunks: int
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
 
 
 def post(host: str, path: str, headers: Mapping[str, str], body: Mapping[str, Any]) -> bytes:
@@ -103,19 +108,26 @@ def _unchunked(body: bytes) -> bytes:
 def _plain(content: bytes) -> Said:
     answer = json.loads(content)
     [choice] = answer["choices"]
-    return Said(answer["id"], choice["message"]["content"], choice["finish_reason"], 1)
+    return Said(answer["id"], choice["message"]["content"], choice["finish_reason"], 1, *_usage(answer))
 
 
 def _stream(content: bytes) -> Said:
-    texts, ids, reason = [], set(), None
+    texts, ids, reason, used = [], set(), None, (0, 0)
     events = [event[6:] for event in content.split(b"\n\n") if event.startswith(b"data: ")]
     if events.pop() != b"[DONE]":
         raise ValueError("the stream is cut")
     for event in map(json.loads, events):
         ids.add(event["id"])
+        used = max(used, _usage(event))
         for choice in event["choices"]:
             reason = choice.get("finish_reason") or reason
             if text := choice["delta"].get("content"):
                 texts.append(text)
     [identifier] = ids
-    return Said(identifier, "".join(texts), str(reason), len(texts))
+    return Said(identifier, "".join(texts), str(reason), len(texts), *used)
+
+
+def _usage(event: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the tokens of the prompt and those of them that were cached, as far as an event says."""
+    usage = event.get("usage") or {}
+    return usage.get("prompt_tokens", 0), (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)

@@ -11,9 +11,11 @@ from pydantic import Field, StringConstraints
 from gateway_app.api import reading
 from gateway_app.api.pages import listing
 from gateway_app.profiles.catalogue import Catalogue, Overview
-from gateway_app.profiles.drafts import ActivateVersion, Because, NewCanary, RollBack
+from gateway_app.profiles.drafts import ActivateVersion, Because, NewCanary, NewPin, Promotion, RollBack
 from gateway_app.profiles.management import ProfileManagement
+from gateway_app.profiles.pins import Pinned
 from gateway_app.profiles.switching import Activated
+from gateway_app.profiles.warming import Warmth
 from tasks.errors import NotFound
 from tasks.ids import PATTERN
 from tasks.job import Frozen
@@ -26,6 +28,10 @@ class HistoryQuery(Frozen):
         default=None, description="The last id of the page before."
     )
     limit: int = Field(default=20, ge=1, le=reading.MAX_PAGE)
+
+
+class UnpinQuery(Because):
+    """Who unpins an agent, and why."""
 
 
 def add_routes(profiles: Blueprint, management: ProfileManagement) -> None:
@@ -64,8 +70,8 @@ def add_canary_routes(profiles: Blueprint, management: ProfileManagement) -> Non
     @profiles.put("/<agent:agent>/canary")
     def set_canary(agent: str) -> Response:
         wanted = reading.document(NewCanary)
-        switch.set_canary(g.caller, agent, wanted, reading.expected_tags())
-        return jsonify(figures(agent))
+        warmth = switch.set_canary(g.caller, agent, wanted, reading.expected_tags())
+        return jsonify({**figures(agent), "warm": warm(warmth)})
 
     @profiles.get("/<agent:agent>/canary")
     def show_canary(agent: str) -> Response:
@@ -73,7 +79,7 @@ def add_canary_routes(profiles: Blueprint, management: ProfileManagement) -> Non
 
     @profiles.post("/<agent:agent>/canary/promote")
     def promote_canary(agent: str) -> Response:
-        why = reading.options(Because)
+        why = reading.options(Promotion)
         return jsonify(
             _activated(catalogue, agent, switch.promote_canary(g.caller, agent, why, reading.expected_tags()))
         )
@@ -96,6 +102,49 @@ def add_canary_routes(profiles: Blueprint, management: ProfileManagement) -> Non
         return {"agent": agent, **trial, "active": asdict(of_active), "canary": asdict(of_canary)}
 
 
+def add_pin_routes(profiles: Blueprint, management: ProfileManagement) -> None:
+    """Add those on copies that are kept warm."""
+    pins = management.pins
+
+    @profiles.put("/<agent:agent>/pin")
+    def pin(agent: str) -> Response:
+        wanted = reading.options(NewPin)
+        return jsonify(_pinned(agent, pins.pin(g.caller, agent, wanted, reading.expected_tags())))
+
+    @profiles.get("/<agent:agent>/pin")
+    def show_pin(agent: str) -> Response:
+        return jsonify(_pinned(agent, pins.show(g.caller.organization, agent)))
+
+    @profiles.delete("/<agent:agent>/pin")
+    def unpin(agent: str) -> Response:
+        why = reading.query(UnpinQuery)
+        return jsonify(_pinned(agent, pins.unpin(g.caller, agent, why, reading.expected_tags())))
+
+
+def warm(warmth: Warmth | None) -> dict[str, Any] | None:
+    """Return how warm a version was when requests began to get it, as it is sent."""
+    if warmth is None:
+        return None
+    return {
+        "copies": warmth.copies,
+        "workers": list(warmth.workers),
+        "waited_s": round(warmth.waited_s, 3),
+        "why": warmth.why,
+    }
+
+
+def _pinned(agent: str, pinned: Pinned) -> dict[str, Any]:
+    seen = pinned.seen
+    return {
+        "agent": agent,
+        "copies": pinned.copies,
+        "active_version": pinned.version,
+        "static_profile_hash": pinned.static_profile_hash,
+        "workers": None if seen is None else list(seen.holders),
+        "computing": None if seen is None else list(seen.computing),
+    }
+
+
 def _activated(catalogue: Catalogue, agent: str, done: Activated) -> dict[str, Any]:
     return {
         "agent": agent,
@@ -106,6 +155,7 @@ def _activated(catalogue: Catalogue, agent: str, done: Activated) -> dict[str, A
         "joinable": done.active.layout.joinable,
         "least_prompt_tokens": done.least_prompt_tokens,
         "context_window": done.context_window,
+        "warm": warm(done.warmth),
         "children_behind": catalogue.children_behind(g.caller.organization, agent),
     }
 
@@ -120,7 +170,7 @@ def canary(overview: Overview) -> dict[str, Any] | None:
 
 
 def _change(row: Any) -> dict[str, Any]:
-    names = ("action", "from", "to", "author", "reason", "share", "canary_ended", "rebased_from")
+    names = ("action", "from", "to", "author", "reason", "share", "canary_ended", "rebased_from", "copies")
     pins = row.details.get("pins")
     return {
         "id": row.request_id,

@@ -17,7 +17,9 @@ from gateway_app.governance.api_keys import ApiKeys
 from gateway_app.profiles.catalogue import Catalogue, Entry, Overview
 from gateway_app.profiles.comparison import Comparison, compare
 from gateway_app.profiles.drafts import MAX_VERSION, NewAgent, NewVersion, VersionNumber
+from gateway_app.profiles.editor import Added
 from gateway_app.profiles.management import ProfileManagement
+from gateway_app.profiles.pinned import copies
 from tasks.errors import NotFound
 from tasks.job import Frozen, Name
 from tasks.prompts.profile import Profile
@@ -73,9 +75,13 @@ def blueprint(keys: ApiKeys, management: ProfileManagement) -> Blueprint:
     @profiles.post("")
     def create() -> tuple[Response, int, dict[str, str]]:
         draft = reading.document(NewAgent)
-        editor.create(g.caller, draft)
+        added = editor.create(g.caller, draft)
         document, tag = _whole(catalogue, draft.agent)
-        return jsonify(document), 201, {"Location": url_for("profiles.show", agent=draft.agent), "ETag": tag}
+        return (
+            jsonify(_told(document, added)),
+            201,
+            {"Location": url_for("profiles.show", agent=draft.agent), "ETag": tag},
+        )
 
     @profiles.get("/<agent:agent>")
     def show(agent: str) -> tuple[Response, int, dict[str, str]]:
@@ -85,10 +91,10 @@ def blueprint(keys: ApiKeys, management: ProfileManagement) -> Blueprint:
     @profiles.post("/<agent:agent>/versions")
     def add(agent: str) -> tuple[Response, int, dict[str, str]]:
         draft = reading.document(NewVersion)
-        version = editor.add(g.caller, agent, draft, reading.expected_tags())
-        entry, profile = catalogue.version(g.caller.organization, agent, version)
-        location = url_for("profiles.version", agent=agent, number=version)
-        return jsonify(_with_text(agent, entry, profile)), 201, {"Location": location}
+        added = editor.add(g.caller, agent, draft, reading.expected_tags())
+        entry, profile = catalogue.version(g.caller.organization, agent, added.version)
+        location = url_for("profiles.version", agent=agent, number=added.version)
+        return jsonify(_told(_with_text(agent, entry, profile), added)), 201, {"Location": location}
 
     @profiles.get("/<agent:agent>/versions/<number>")
     def version(agent: str, number: str) -> Response:
@@ -106,6 +112,7 @@ def blueprint(keys: ApiKeys, management: ProfileManagement) -> Blueprint:
 
     profile_switching.add_routes(profiles, management)
     profile_switching.add_canary_routes(profiles, management)
+    profile_switching.add_pin_routes(profiles, management)
     profile_files.add_routes(profiles, management, difference)
     return profiles
 
@@ -119,6 +126,11 @@ def difference(found: Comparison) -> dict[str, Any]:
         "changes": [asdict(change) for change in found.changes],
         "text": "".join(change.diff for change in found.changes),
     }
+
+
+def _told(document: dict[str, Any], added: Added) -> dict[str, Any]:
+    """Return the answer with how warm the version is, if it became active."""
+    return document if added.warmth is None else {**document, "warm": profile_switching.warm(added.warmth)}
 
 
 def _number(text: str) -> int:
@@ -157,6 +169,7 @@ def _overview(overview: Overview) -> dict[str, Any]:
         "source": active.source if active else "api",
         "abstract": active.abstract if active else False,
         "retired": overview.row is not None and overview.row.retired_at is not None,
+        "pinned_copies": copies(overview.row),
         "active_version": active.version if active else None,
         "newest_version": overview.newest_version,
         "version_count": overview.version_count,

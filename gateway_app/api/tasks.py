@@ -1,4 +1,4 @@
-"""`/v1/tasks`: submit a task, poll it, watch it, list them, cancel one."""
+"""`/v1/tasks`: submit a task, poll it, watch it, list them, cancel one, ask why it ran where it did."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gateway_app.api.pages import listing
 from gateway_app.api.task_body import TaskBody
 from gateway_app.governance.api_keys import ApiKeys, Caller
 from gateway_app.pipeline import Accepted, Pipeline
+from gateway_app.requests.explain import attempts
 from gateway_app.streaming.watch import Watcher
 from gateway_app.synchronous import Synchronous
 from tasks import requests_read
@@ -71,6 +72,11 @@ def blueprint(keys: ApiKeys, pipeline: Pipeline, synchronous: Synchronous) -> Bl
     @tasks.get("/<request_id>")
     def show(request_id: str) -> Response:
         return jsonify(task_answer(watcher, find(watcher, request_id)))
+
+    @tasks.get("/<request_id>/schedule")
+    def schedule(request_id: str) -> Response:
+        row = find(watcher, request_id)
+        return jsonify({"data": [each.shown() for each in attempts(watcher.database, request_id, row.organization)]})
 
     @tasks.delete("/<request_id>")
     def cancel(request_id: str) -> tuple[Response, int]:

@@ -43,6 +43,8 @@ DETAILS = (
     *("veto", "vetoed_by", "flags", "provider_hint", "policy_version", "detection", "detected", "detected_flags"),
     *("psmp", "finish_reason"),
 )
+#: What a decision says of its worker, and so of what it did for others: the trail is an organization's own.
+OF_ALL = "worker_facts"
 #: What the contract wants in these events, even if it is null.
 _ALWAYS = {
     "routing_decision": ("agent_name", "task_type", "sensitivity", "provider", "policy", "reason"),
@@ -137,6 +139,8 @@ def _payload(row: Row, event_type: str) -> dict[str, Any]:
         # The reason of a veto is its object's; a payload's own is that of a routing decision.
         given["veto"] = given["veto"] or _veto(row)
         del given["reason"]
+    if isinstance(schedule := details.get("schedule"), dict):
+        details["schedule"] = {name: value for name, value in schedule.items() if name != OF_ALL}
     given["details"] = details or None
     return {name: value for name, value in given.items() if value is not None or name in always}
 

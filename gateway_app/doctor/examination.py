@@ -10,7 +10,18 @@ import threading
 import time
 from collections.abc import Mapping
 
-from gateway_app.doctor import clocks, database, host, metaqore, model, processes, redis_server, secrets, sqlite_file
+from gateway_app.doctor import (
+    clocks,
+    database,
+    host,
+    metaqore,
+    model,
+    processes,
+    redis_server,
+    secrets,
+    sqlite_file,
+    tiers,
+)
 from gateway_app.doctor.finding import Examine, Finding, ok, unknown
 from tasks.errors import ConfigurationError
 from tasks.settings import Settings
@@ -26,6 +37,7 @@ EXAMINATIONS: Mapping[str, Examine] = {
     "clocks": clocks.examine,
     "processes": processes.examine,
     "model": model.examine,
+    "tiers": tiers.examine,
     "metaqore": metaqore.examine,
 }
 

@@ -84,7 +84,7 @@ class ApiKeys:
         if known is not None and at - known[0] < CACHE_S:
             return known[1]
         hashes = [newest, *(self._hash(key, pepper) for pepper in self._peppers[1:])]
-        row = self._database.row(_FIND, {"hashes": hashes})
+        row = self._database.read(lambda connection: connection.execute(_FIND, {"hashes": hashes}).one_or_none())
         if row is None:
             raise Unauthenticated
         if len(self._known) >= CACHE_SIZE:

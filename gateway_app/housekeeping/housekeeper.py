@@ -8,6 +8,7 @@ Each round of the leader:
    newest requests are looked at as well: a gateway that dies between commit and publish leaves its request among these.
 3. Running requests that Redis did not know the last time are looked at again.
 4. What is overdue is ended. Once a minute, old idempotency keys are forgotten.
+5. Every ten seconds, and first of all where Redis has lost its data, it is told again what is pinned.
 
 Redis or the database away only means that the next round tries again.
 """
@@ -24,6 +25,7 @@ from gateway_app.housekeeping.ending import Endings
 from gateway_app.housekeeping.leadership import Leadership
 from gateway_app.housekeeping.losses import Losses
 from gateway_app.housekeeping.mark import Mark
+from gateway_app.housekeeping.pins import PinnedProfiles
 from tasks.db import Database, now
 from tasks.errors import DatabaseUnavailable, QueueUnavailable
 from tasks.ids import lower_bound
@@ -37,6 +39,7 @@ LONGEST_REST_S = 0.1
 #: How old the newest requests get. Whatever is published takes less, or its gateway has gone.
 NEWEST_S = 15.0
 FORGET_EVERY_S = 60.0
+PINS_EVERY_S = 10.0
 #: One that has done nothing for so long hangs: a page and a round take as long as Redis and the database may, at most.
 STALLED_S = 120.0
 logger = get_logger(__name__)
@@ -46,17 +49,23 @@ class Housekeeper:
     """Does the chores in a thread of its own, between `start` and `close`."""
 
     def __init__(
-        self, database: Database, leadership: Leadership, mark: Mark, losses: Losses, endings: Endings
+        self,
+        database: Database,
+        leadership: Leadership,
+        mark: Mark,
+        losses: Losses,
+        endings: Endings,
+        pins: PinnedProfiles,
     ) -> None:
         self._database, self._leadership, self._mark = database, leadership, mark
-        self._losses, self._endings = losses, endings
+        self._losses, self._endings, self._pins = losses, endings, pins
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
         self._leads = self._was_away = False
         self._after = ""
         self._known: set[str] = set()
         self._census = Census()
-        self._forget_at = 0.0
+        self._forget_at = self._pins_at = 0.0
         self._moved_at = time.monotonic()
 
     def start(self) -> None:
@@ -92,7 +101,12 @@ class Housekeeper:
             self._losses.forgive()
             self._mark.remove()
             self._was_away = False
-        if not self._mark.whole():
+        is_whole = self._mark.whole()
+        if not is_whole or time.monotonic() >= self._pins_at:
+            if changed := self._pins.renew():
+                logger.info("redis is told again what is pinned", count=changed)
+            self._pins_at = time.monotonic() + PINS_EVERY_S
+        if not is_whole:
             self._look_at_everything()
         else:
             self._walk_on()

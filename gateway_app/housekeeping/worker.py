@@ -19,6 +19,8 @@ from gateway_app.housekeeping.housekeeper import Housekeeper
 from gateway_app.housekeeping.leadership import Leadership
 from gateway_app.housekeeping.losses import Losses
 from gateway_app.housekeeping.mark import Mark
+from gateway_app.housekeeping.pins import PinnedProfiles
+from gateway_app.profiles.wishes import Wishes
 from tasks import tracing
 from tasks.crypto import KeyWrapper, Signer
 from tasks.db import Database
@@ -62,7 +64,10 @@ def make(options: Settings, closing: ExitStack) -> Housekeeper:
         max_publications=options.scheduling.max_publications,
         patience_s=RENEWALS * renewal_s(options.scheduling.lease_s),
     )
-    made = Housekeeper(database, Leadership(client, prefix), Mark(client, prefix), losses, Endings(database, publisher))
+    pins = PinnedProfiles(database, Wishes(client, QueueKeys(prefix)))
+    made = Housekeeper(
+        database, Leadership(client, prefix), Mark(client, prefix), losses, Endings(database, publisher), pins
+    )
     registry = told_by("housekeeper", Own("housekeeper", database, client))
     closing.callback(serve(registry, options.metrics.host, options.metrics.housekeeper_port, made.wrong))
     return made

@@ -17,6 +17,7 @@ import redis
 from prometheus_client.core import Metric
 
 from gateway_app.housekeeping.leadership import somebody_leads
+from gateway_app.kv_cache.fleet import Fleet
 from tasks.metrics import gateway as metrics
 from tasks.queueing.depth import Depth, depth
 from tasks.queueing.heartbeats import workers
@@ -37,6 +38,8 @@ class _Heard:
     depth: Depth
     workers: Counter[str]
     leads: bool
+    wanted: int
+    caches: dict[tuple[str, ...], float]
 
 
 class QueueReadings:
@@ -85,9 +88,21 @@ class QueueReadings:
             if self._client is None:
                 self._client = self._connect()
             states = Counter(str(worker["state"]) for worker in workers(self._client, self._keys))
-            return _Heard(depth(self._client, self._keys), states, somebody_leads(self._client, self._keys.prefix))
+            leads = somebody_leads(self._client, self._keys.prefix)
+            wanted = self._client.hlen(self._keys.named("wanted"))
+            caches = _caches(Fleet(self._client, self._keys))
+            return _Heard(depth(self._client, self._keys), states, leads, wanted, caches)
         except redis.RedisError:
             return None
+
+
+def _caches(fleet: Fleet) -> dict[tuple[str, ...], float]:
+    facts = [worker.facts for worker in fleet.workers()[1]]
+    return {
+        ("capacity",): sum(each.capacity_tokens for each in facts),
+        ("known",): sum(each.known_tokens for each in facts),
+        ("free",): sum(each.free_tokens for each in facts),
+    }
 
 
 def _told(heard: _Heard) -> Iterator[Metric]:
@@ -100,3 +115,5 @@ def _told(heard: _Heard) -> Iterator[Metric]:
     yield metrics.QUEUE_RENEWED.now(queue.oldest_renewal_s)
     yield metrics.WORKERS.by({(state,): heard.workers[state] for state in WORKER_STATES})
     yield metrics.HOUSEKEEPER_LEADS.now(heard.leads)
+    yield metrics.WANTED.now(heard.wanted)
+    yield metrics.CACHE_TOKENS.by(heard.caches)

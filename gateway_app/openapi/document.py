@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway_app.openapi import audit, batches, chat, health, policy, profiles, responses, sockets, tasks
+from gateway_app.openapi import audit, batches, cache, chat, health, policy, profiles, responses, sockets, tasks
 from gateway_app.openapi.components import components
 from gateway_app.openapi.operation import Operation
 from gateway_app.openapi.problems import ErrorAnswers
@@ -17,6 +17,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *responses.OPERATIONS,
     *batches.OPERATIONS,
     *profiles.OPERATIONS,
+    *cache.OPERATIONS,
     *policy.OPERATIONS,
     *audit.OPERATIONS,
     *sockets.OPERATIONS,
@@ -37,6 +38,7 @@ TAGS = {
     "policy": "What an organization allows, and who changed it.",
     "audit": "The record of an organization's requests and changes. Any of its keys may read it.",
     "profiles": "Agents: a long, constant prompt each, in versions.",
+    "cache": "What the workers' KV caches hold of an organization's profiles.",
     "sockets": "Streams over WebSockets, one task or many.",
     "health": "For load balancers and operators; without a key.",
 }

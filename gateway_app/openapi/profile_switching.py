@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from gateway_app.api.profile_switching import HistoryQuery
-from gateway_app.openapi.answers.profiles import Activation, CanaryFigures, CanaryStopped, HistoryPage, Retired
+from gateway_app.api.profile_switching import HistoryQuery, UnpinQuery
+from gateway_app.openapi.answers.profiles import (
+    Activation,
+    CanaryFigures,
+    CanaryStopped,
+    HistoryPage,
+    PinState,
+    Retired,
+)
 from gateway_app.openapi.operation import READS_JSON, Operation, Reply
 from gateway_app.openapi.requests import MatchHeaders
-from gateway_app.profiles.drafts import ActivateVersion, Because, NewCanary, RollBack
+from gateway_app.profiles.drafts import ActivateVersion, Because, NewCanary, NewPin, Promotion, RollBack
 from tasks.errors import (
     AdminRequired,
     BaseUnusable,
@@ -24,6 +31,7 @@ TRIED = (AdminRequired, BaseUnusable, ProfileUnusable, ServiceUnavailable)
 _CHANGES = (*READS_JSON, AdminRequired, UnknownAgent, NotFound, VersionConflict, ProfileLimit)
 _REASON = {"author": "Ada", "reason": "Answers were too long."}
 _BECAUSE = {"reason": _REASON}
+_WARMED = "The version is computed on workers first, if there are any; `warm_s` says how long that may take."
 
 SWITCHING = (
     Operation(
@@ -34,7 +42,7 @@ SWITCHING = (
         "Make a version the active one",
         {200: Reply("It is active for every request from now on.", Activation)},
         errors=(*_CHANGES, *TRIED),
-        description="Ends a canary. With its first use it is settled what a version inherits.",
+        description="Ends a canary. With its first use it is settled what a version inherits. " + _WARMED,
         body=ActivateVersion,
         bodies={"first": {"version": 1, **_REASON}},
         headers=MatchHeaders,
@@ -47,7 +55,8 @@ SWITCHING = (
         "Make the version active again that was so before",
         {200: Reply("It is active for every request from now on.", Activation)},
         errors=(*_CHANGES, *TRIED),
-        description="Sent twice it leads back again: name the version, or send If-Match, where it may be repeated.",
+        description="Sent twice it leads back again: name the version, or send If-Match, where it may be repeated. "
+        + _WARMED,
         body=RollBack,
         bodies=_BECAUSE,
         body_required=False,
@@ -84,7 +93,7 @@ SWITCHING = (
         "Run a version beside the active one",
         {200: Reply("It gets its share of the requests from now on.", CanaryFigures)},
         errors=(*_CHANGES, *TRIED),
-        description="A request's id decides which of the two it gets.",
+        description="A request's id decides which of the two it gets. " + _WARMED,
         body=NewCanary,
         bodies={"tenth": {"version": 2, "share": 0.1, **_REASON}},
         headers=MatchHeaders,
@@ -106,7 +115,8 @@ SWITCHING = (
         "Make the canary the active version",
         {200: Reply("It is active for every request from now on.", Activation)},
         errors=(*_CHANGES, *TRIED),
-        body=Because,
+        description=_WARMED,
+        body=Promotion,
         bodies=_BECAUSE,
         body_required=False,
         headers=MatchHeaders,
@@ -122,6 +132,39 @@ SWITCHING = (
         body=Because,
         bodies=_BECAUSE,
         body_required=False,
+        headers=MatchHeaders,
+    ),
+    Operation(
+        "put",
+        "/v1/profiles/{agent}/pin",
+        "pinAgent",
+        "profiles",
+        "Keep an agent's active version computed",
+        {200: Reply("Workers compute it now, and again whenever it is lost.", PinState)},
+        errors=(*_CHANGES, ProfileUnusable),
+        body=NewPin,
+        bodies={"two": {"copies": 2, **_REASON}},
+        body_required=False,
+        headers=MatchHeaders,
+    ),
+    Operation(
+        "get",
+        "/v1/profiles/{agent}/pin",
+        "getPin",
+        "profiles",
+        "Show whether an agent is pinned, and where its active version is computed",
+        {200: Reply("As the workers last reported.", PinState)},
+        errors=(UnknownAgent, NotFound),
+    ),
+    Operation(
+        "delete",
+        "/v1/profiles/{agent}/pin",
+        "unpinAgent",
+        "profiles",
+        "Stop keeping an agent's active version computed",
+        {200: Reply("It makes room when others need it.", PinState)},
+        errors=(InvalidRequest, AdminRequired, UnknownAgent, NotFound, VersionConflict, ProfileLimit),
+        query=UnpinQuery,
         headers=MatchHeaders,
     ),
 )

@@ -4,9 +4,10 @@
 - `shipped`, `active`, `cache`, `canary` → `finder`: what an agent's requests get; read `finder` first
 - `drafts` → `editor` → `changes`: what an organization writes
 - `inheritance`, `trial` → `switching` → `transitions` → `history`: which version requests get, and the record of that
+- `wishes` → `warming`, `pinned` → `pins`: what workers compute before requests ask for it, and keep computed
 - `catalogue`, `comparison`, `transfer`: what it is shown of them, and takes along as YAML
 
-`management` puts the last three together for the routes.
+`management` puts the last four together for the routes.
 """
 
 from gateway_app.profiles.active import ActiveProfile

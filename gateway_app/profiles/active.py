@@ -11,14 +11,16 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from gateway_app.profiles.rows import Tokenised, insert_once
+from gateway_app.profiles.rows import Tokenised, store_static_part
 from tasks.crypto import KeyWrapper, derive, seal
 from tasks.db import Database, now
 from tasks.errors import ConfigurationError, ProfileUnusable
-from tasks.prompts.chain import hash_chain
+from tasks.job import Chain
+from tasks.prompts.chain import LINK_DIGITS, hash_chain
 from tasks.prompts.layout import PromptLayout
 from tasks.prompts.packing import pack
 from tasks.prompts.profile import Profile
+from tasks.prompts.sharing import MAX_ENDS, Said
 from tasks.prompts.tokenizer import ModelTokenizer
 from tasks.schema import profiles
 
@@ -34,6 +36,9 @@ class ActiveProfile:
     profile: Profile
     layout: PromptLayout
     static_profile_hash: str
+    #: The segments inside it that others may share, as `tasks.job.Prompt` has them, and of which kinds they are.
+    chain: Chain = ()
+    kinds: tuple[str, ...] = ()
 
     @property
     def static_token_count(self) -> int:
@@ -73,8 +78,8 @@ class Prefixes:
 
     def layout(self, profile: Profile) -> PromptLayout:
         """Tokenise the profile. Raises ConfigurationError if the model's template does not take it."""
-        examples = [(example.user, example.assistant) for example in profile.examples]
-        return PromptLayout(self._tokenizer, profile.text or None, examples)
+        inner = [_said(beginning) for beginning in profile.beginnings(MAX_ENDS)]
+        return PromptLayout(self._tokenizer, *_said(profile), inner)
 
     def usable_layout(self, profile: Profile) -> PromptLayout:
         """Do the same for a profile that a caller wrote or chose. Raises ProfileUnusable."""
@@ -92,15 +97,19 @@ class Prefixes:
         """Return the profile under the hash that it has in the organization."""
         segments = ((segment.kind, segment.content) for segment in profile.segments)
         text = ((_COLD_LABEL, b""),) if profile is NO_PROFILE else segments
-        chain = hash_chain(self._salt_of(organization), (*self._before_segments, *text))
-        return ActiveProfile(profile, layout, chain[-1].hash)
+        links = hash_chain(self._salt_of(organization), (*self._before_segments, *text))
+        inner = zip(links[len(self._before_segments) : -1], layout.ends, strict=False)
+        ends = [(link, end) for link, end in inner if end]
+        chain = tuple((link.hash[:LINK_DIGITS], end) for link, end in ends)
+        return ActiveProfile(profile, layout, links[-1].hash, chain, tuple(link.label for link, _ in ends))
 
     def store(self, organization: str, active: ActiveProfile) -> None:
-        """Make the static token ids known to the workers, unless they are already."""
-        known = sa.select(profiles.c.version).where(profiles.c.static_profile_hash == active.static_profile_hash)
-        if self._database.read(lambda connection: connection.execute(known).one_or_none()) is None:
+        """Make the static part known to the workers, unless it is already."""
+        this = profiles.c.static_profile_hash == active.static_profile_hash
+        known = self._database.read(lambda on: on.execute(sa.select(profiles.c.chain).where(this)).one_or_none())
+        if known is None or known.chain is None:
             row = self.row(organization, active)
-            self._database.write(lambda connection: insert_once(connection, profiles, row))
+            self._database.write(lambda connection: store_static_part(connection, row))
 
     def row(self, organization: str, active: ActiveProfile) -> dict[str, object]:
         """Return what is stored for the workers."""
@@ -116,7 +125,12 @@ class Prefixes:
             "static_token_ids": seal(data_key, pack(ids), active.static_profile_hash),
             "data_key": wrapped,
             "activated_at": now(),
+            "chain": [[*link, kind] for link, kind in zip(active.chain, active.kinds, strict=True)],
         }
 
     def _salt_of(self, organization: str) -> bytes:
         return derive(self._salt, "static-profile-hash", organization)
+
+
+def _said(profile: Profile) -> Said:
+    return profile.text or None, [(example.user, example.assistant) for example in profile.examples]

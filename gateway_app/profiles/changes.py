@@ -136,7 +136,7 @@ class ProfileChanges:
             return
         outcome, version = activation.tokenised, profile.version
         rows.set_usable(connection, organization, profile.agent, version, outcome, activation.worker_row)
-        rows.set_active(connection, organization, before, version, why.key_id, shipped)
+        rows.set_active(connection, organization, before, version, why.key_id, shipped, outcome.static_profile_hash)
         record_change(
             connection,
             organization,

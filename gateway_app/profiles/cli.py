@@ -1,4 +1,7 @@
-"""`flask profiles`: look at the shipped profiles, and take an organization's out and in as YAML."""
+"""`flask profiles`: look at the shipped profiles, and take an organization's out and in as YAML.
+
+What changes which version requests get is in `switching_cli`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from gateway_app.profiles.drafts import Because, ProfileFile
 from gateway_app.profiles.sealing import Why
 from gateway_app.profiles.shipped import shipped_inheritance
 from gateway_app.profiles.store import ProfileStore
+from gateway_app.profiles.switching_cli import activate, canary, pin, pins, promote, roll_back, unpin
 from gateway_app.profiles.transfer import Imported, Transfer, export
 from tasks.crypto import KeyWrapper
 from tasks.db import Database
@@ -34,7 +38,11 @@ _ORGANIZATION = click.option("--organization", default="default", show_default=T
 
 @click.group()
 def profiles() -> None:
-    """Look at the agent profiles, export them and import them."""
+    """Look at the agent profiles, activate and pin them, export them and import them."""
+
+
+for _command in (activate, roll_back, canary, promote, pin, unpin, pins):
+    profiles.add_command(_command)
 
 
 @profiles.command("check")

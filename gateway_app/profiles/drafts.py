@@ -13,6 +13,8 @@ from tasks.settings import ProfilesGroup
 
 #: The largest number that the tables hold.
 MAX_VERSION = 2**31 - 1
+MAX_WARM_S = 600
+MAX_COPIES = 64
 #: Names that would be taken out of a path, or for another path.
 RESERVED_NAMES = (".", "..", "import")
 #: Control characters other than tab, line feed and carriage return.
@@ -40,6 +42,17 @@ class Because(Frozen):
 
     author: Name | None = Field(default=None, description="Whoever stands behind the API key.")
     reason: _Line | None = Field(default=None, description="One line for those who read the history.")
+
+
+class Warmed(Because):
+    """What makes a version one that requests get; it is computed on workers beforehand."""
+
+    warm_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_WARM_S,
+        description="Seconds to wait until it is computed; 0: not at all. Left out, as the settings say.",
+    )
 
 
 class ProfileText(Frozen):
@@ -94,7 +107,7 @@ class ProfileText(Frozen):
             raise InvalidRequest("the request is not valid: segments", errors=errors)
 
 
-class Draft(ProfileText, Because):
+class Draft(ProfileText, Warmed):
     """A profile's text, and what is to be done with it."""
 
     activate: bool = Field(default=False, description="Make it the active version in the same step.")
@@ -114,7 +127,7 @@ class NewVersion(Draft):
     )
 
 
-class ActivateVersion(Because):
+class ActivateVersion(Warmed):
     """Which version is to be the active one."""
 
     version: VersionNumber
@@ -124,17 +137,27 @@ class ActivateVersion(Because):
     )
 
 
-class RollBack(Because):
+class RollBack(Warmed):
     """Which version is to be active again."""
 
     version: VersionNumber | None = Field(default=None, description="Left out, the one that was active before.")
 
 
-class NewCanary(Because):
+class NewCanary(Warmed):
     """A version that is to run beside the active one."""
 
     version: VersionNumber
     share: float = Field(ge=0, le=1, description="Of the agent's requests, from 0 to 1.")
+
+
+class Promotion(Warmed):
+    """That the canary is to be active."""
+
+
+class NewPin(Because):
+    """How many workers are to keep the active version computed."""
+
+    copies: int = Field(default=1, ge=1, le=MAX_COPIES, description="Workers that have it; fewer if fewer are there.")
 
 
 class ProfileFile(ProfileText):

@@ -17,7 +17,16 @@ from tasks.db import Database
 from tasks.ids import new_request_id
 from tasks.schema import audit_events
 
-Action = Literal["activated", "rolled_back", "retired", "canary_set", "canary_stopped", "canary_promoted"]
+Action = Literal[
+    "activated",
+    "rolled_back",
+    "retired",
+    "canary_set",
+    "canary_stopped",
+    "canary_promoted",
+    "pinned",
+    "unpinned",
+]
 KIND = "profile_changed"
 #: As a literal, so that the index for this kind is taken.
 _KIND: sa.ColumnElement[str] = sa.literal_column(f"'{KIND}'")

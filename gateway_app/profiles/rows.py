@@ -18,7 +18,8 @@ from tasks.schema_profiles import agents, profile_versions
 class Agent:
     """An agent that an organization changed. `active_version` None means the shipped file, unless it is retired.
 
-    In `previous_version` and `canary_version`, 0 stands for that file. `canary_share` is from 0 to 1.
+    In `previous_version` and `canary_version`, 0 stands for that file. `canary_share` is from 0 to 1. `pinned_copies`, if the
+    agent is pinned, are kept warm of the static part that has the hash `pinned_hash`, that of its active version.
     """
 
     agent_name: str
@@ -33,6 +34,8 @@ class Agent:
     canary_version: int | None
     canary_share: float | None
     canary_since: datetime | None
+    pinned_copies: int | None
+    pinned_hash: str | None
 
     def current(self, shipped: int) -> int | None:
         """Return the active version's number; `shipped` is the file's, 0 if there is none."""
@@ -68,6 +71,13 @@ def insert_once(connection: Connection, table: sa.Table, row: dict[str, Any]) ->
         from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
     statement = insert(table).values(row).on_conflict_do_nothing()
     return connection.execute(statement, execution_options={"preserve_rowcount": True}).rowcount == 1
+
+
+def store_static_part(connection: Connection, row: dict[str, Any]) -> None:
+    """Insert a row of `profiles`; one that a gateway of release 0.1.0 made gets its chain."""
+    if not insert_once(connection, profiles, row):
+        this = sa.and_(profiles.c.static_profile_hash == row["static_profile_hash"], profiles.c.chain.is_(None))
+        connection.execute(sa.update(profiles).where(this).values(chain=row["chain"]))
 
 
 def as_agent(row: Row[Any]) -> Agent:
@@ -109,17 +119,25 @@ def change_agent(connection: Connection, organization: str, agent: str, values: 
 
 
 def set_active(
-    connection: Connection, organization: str, before: Agent, version: int | None, by: str, shipped: int
+    connection: Connection,
+    organization: str,
+    before: Agent,
+    version: int | None,
+    by: str,
+    shipped: int,
+    static_profile_hash: str,
 ) -> None:
     """Make the version the active one from the commit on, and end a trial; None stands for the shipped file.
 
-    `before` is the agent as it is locked, `shipped` the file's number, 0 if there is none.
+    `before` is the agent as it is locked, `shipped` the file's number, 0 if there is none. A pin goes over to the version.
     """
     at = now()
     replaced = before.current(shipped) is not None and before.active_version != version
     previous = before.active_version or 0 if replaced else before.previous_version
     values = {"active_version": version, "activated_at": at, "activated_by": by, "retired_at": None}
     values |= {"previous_version": previous, "canary_version": None, "canary_share": None, "canary_since": None}
+    if before.pinned_copies is not None:
+        values["pinned_hash"] = static_profile_hash
     change_agent(connection, organization, before.agent_name, values)
     set_used(connection, organization, before.agent_name, version, at)
 
@@ -146,7 +164,7 @@ def set_usable(
 ) -> None:
     """Keep what tokenising the version gave, also for the workers."""
     set_tokenised(connection, organization, agent, version, outcome)
-    insert_once(connection, profiles, {**worker_row, "version": version})
+    store_static_part(connection, {**worker_row, "version": version})
 
 
 def set_tokenised(connection: Connection, organization: str, agent: str, version: int, outcome: Tokenised) -> None:

@@ -13,11 +13,14 @@ from gateway_app.profiles.rows import Agent, Tokenised
 from gateway_app.profiles.sealing import Stored, Version, VersionSealer
 from tasks.crypto import KeyWrapper
 from tasks.db import Database
+from tasks.db_statements import Statement
 from tasks.schema_profiles import agents, profile_versions
 
-#: Made once: it is run with every request that names an agent.
-_AGENT = sa.select(agents).where(
-    agents.c.organization == sa.bindparam("organization"), agents.c.agent_name == sa.bindparam("agent")
+#: It is run with every request that names an agent.
+_AGENT = Statement(
+    sa.select(agents).where(
+        agents.c.organization == sa.bindparam("organization"), agents.c.agent_name == sa.bindparam("agent")
+    )
 )
 _WITHOUT_TEXT = [column for column in profile_versions.c if column.name not in ("segments", "inherited")]
 _ACTIVE = sa.and_(

@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from gateway_app.governance.api_keys import Caller
 from gateway_app.profiles.active import ActiveProfile
 from gateway_app.profiles.changes import Expectation
-from gateway_app.profiles.drafts import ActivateVersion, Because, NewCanary, NewVersion, RollBack
+from gateway_app.profiles.drafts import ActivateVersion, Because, NewCanary, NewVersion, Promotion, RollBack
 from gateway_app.profiles.editor import ProfileEditor, activation, because
 from gateway_app.profiles.finder import Profiles
 from gateway_app.profiles.inheritance import Bases
+from gateway_app.profiles.pinned import copies
+from gateway_app.profiles.pins import Pins
 from gateway_app.profiles.rows import Agent
 from gateway_app.profiles.sealing import Stored
 from gateway_app.profiles.transitions import Place, Settled, Target, Transitions
 from gateway_app.profiles.trial import Trial
+from gateway_app.profiles.warming import Warming, Warmth
 from tasks.errors import NotFound
 from tasks.settings import ProfilesGroup
 
@@ -27,12 +30,16 @@ States = frozenset[str] | None
 
 @dataclass(frozen=True, slots=True)
 class Activated:
-    """A version that is active now. `least_prompt_tokens` is the length of a prompt whose task is one letter."""
+    """A version that is active now, and how warm it was when it became so.
+
+    `least_prompt_tokens` is the length of a prompt whose task is one letter.
+    """
 
     active: ActiveProfile
     least_prompt_tokens: int
     context_window: int
     previous_version: int | None
+    warmth: Warmth | None
 
 
 class ProfileSwitch:
@@ -48,6 +55,8 @@ class ProfileSwitch:
         editor: ProfileEditor,
         bases: Bases,
         trial: Trial,
+        warming: Warming,
+        pins: Pins,
         limits: ProfilesGroup,
     ) -> None:
         self._profiles = profiles
@@ -55,6 +64,8 @@ class ProfileSwitch:
         self._editor = editor
         self._bases = bases
         self._trial = trial
+        self._warming = warming
+        self._pins = pins
         self._limits = limits
 
     def activate(self, caller: Caller, agent: str, wanted: ActivateVersion, states: States = None) -> Activated:
@@ -64,8 +75,10 @@ class ProfileSwitch:
         if wanted.rebase and stored is not None and self._has_moved(caller.organization, stored):
             return self._rebase(caller, agent, stored, wanted, states)
         target, active = self._target(caller, agent, wanted.version, stored)
-        before = self._transitions.activate(self._place(caller, agent, states), because(caller, wanted), target)
-        return self._activated(caller, active, target, before)
+        place = self._place(caller, agent, states)
+        warmth, found = self._warm(place, active, wanted.warm_s)
+        before = self._transitions.activate(place, because(caller, wanted), target)
+        return self._activated(place, active, target, before, warmth, found)
 
     def roll_back(self, caller: Caller, agent: str, wanted: RollBack, states: States = None) -> Activated:
         """Make the version active again that was so before, or a given one. Raises NotFound if there was none."""
@@ -87,23 +100,29 @@ class ProfileSwitch:
 
         target, active = self._target(caller, agent, number, stored)
         place = self._place(caller, agent, states)
+        warmth, found = self._warm(place, active, wanted.warm_s)
         before = self._transitions.activate(place, because(caller, wanted), target, "rolled_back", still)
-        return self._activated(caller, active, target, before)
+        return self._activated(place, active, target, before, warmth, found)
 
     def retire(self, caller: Caller, agent: str, why: Because, states: States = None) -> int | None:
         """Take an agent out of use; return the number of the version that was active. Raises UnknownAgent."""
         self._allow(caller)
         self._profiles.known(caller.organization, agent)
-        return self._transitions.retire(self._place(caller, agent, states), because(caller, why))
+        found = self._profiles.store.agent(caller.organization, agent)
+        before = self._transitions.retire(self._place(caller, agent, states), because(caller, why))
+        self._pins.moved(caller.organization, found, None)
+        return before
 
-    def set_canary(self, caller: Caller, agent: str, wanted: NewCanary, states: States = None) -> None:
-        """Have a version run beside the active one. Raises as `activate` does."""
+    def set_canary(self, caller: Caller, agent: str, wanted: NewCanary, states: States = None) -> Warmth:
+        """Have a version run beside the active one; return how warm it is. Raises as `activate` does."""
         self._allow(caller)
         stored = self._profiles.store.find(caller.organization, agent, wanted.version)
         target, active = self._target(caller, agent, wanted.version, stored)
         place = self._place(caller, agent, states)
+        warmth, _ = self._warm(place, active, wanted.warm_s)
         self._transitions.set_canary(place, because(caller, wanted), target, wanted.share)
-        self._keep(caller, target, active)
+        self._keep(caller.organization, target, active)
+        return warmth
 
     def stop_canary(self, caller: Caller, agent: str, why: Because, states: States = None) -> None:
         """End a trial. Raises UnknownAgent, NotFound."""
@@ -111,7 +130,7 @@ class ProfileSwitch:
         self._profiles.known(caller.organization, agent)
         self._transitions.stop_canary(self._place(caller, agent, states), because(caller, why))
 
-    def promote_canary(self, caller: Caller, agent: str, why: Because, states: States = None) -> Activated:
+    def promote_canary(self, caller: Caller, agent: str, why: Promotion, states: States = None) -> Activated:
         """Make the canary the active version. Raises UnknownAgent, NotFound."""
         self._allow(caller)
         organization = caller.organization
@@ -123,6 +142,7 @@ class ProfileSwitch:
         stored = self._profiles.store.find(organization, agent, number) if found.canary_version else None
         target, active = self._target(caller, agent, number, stored)
         place = self._place(caller, agent, states)
+        warmth, seen = self._warm(place, active, why.warm_s)
         before = self._transitions.activate(
             place,
             because(caller, why),
@@ -130,7 +150,7 @@ class ProfileSwitch:
             "canary_promoted",
             lambda locked: locked.canary_version == target.stored_as,
         )
-        return self._activated(caller, active, target, before)
+        return self._activated(place, active, target, before, warmth, seen)
 
     def _allow(self, caller: Caller) -> None:
         if self._limits.admins_only:
@@ -157,13 +177,33 @@ class ProfileSwitch:
         settled = Settled(stored.profile, stored.data_key, made)
         return Target(number, own=True, static_profile_hash=active.static_profile_hash, settled=settled), active
 
-    def _activated(self, caller: Caller, active: ActiveProfile, target: Target, before: int | None) -> Activated:
-        self._keep(caller, target, active)
-        return Activated(active, self._trial.least_prompt(active.layout), self._trial.context_window, before)
+    def _warm(self, place: Place, active: ActiveProfile, longest_s: float | None) -> tuple[Warmth, Agent | None]:
+        """Have a version computed before requests get it. Returns how warm it is, and the agent as it was before that.
 
-    def _keep(self, caller: Caller, target: Target, active: ActiveProfile) -> None:
+        Raises VersionConflict at once if the agent is not as expected.
+        """
+        found = self._profiles.store.agent(place.organization, place.agent)
+        if (refusal := place.expected.refusal(found, place.shipped)) is not None:
+            raise refusal
+        return self._warming.warm(place.organization, active, copies(found), longest_s), found
+
+    def _activated(
+        self,
+        place: Place,
+        active: ActiveProfile,
+        target: Target,
+        before: int | None,
+        warmth: Warmth | None,
+        found: Agent | None,
+    ) -> Activated:
+        self._keep(place.organization, target, active)
+        self._pins.moved(place.organization, found, active.static_profile_hash)
+        least = self._trial.least_prompt(active.layout)
+        return Activated(active, least, self._trial.context_window, before, warmth)
+
+    def _keep(self, organization: str, target: Target, active: ActiveProfile) -> None:
         if target.settled is not None:
-            self._profiles.keep(caller.organization, active)
+            self._profiles.keep(organization, active)
 
     def _has_moved(self, organization: str, stored: Stored) -> bool:
         return self._bases.behind(organization, stored.version.pins) is not None
@@ -172,9 +212,10 @@ class ProfileSwitch:
         """Add the version again, on its base as it is now, and make that active."""
         found = self._profiles.current_number(caller.organization, agent)
         text = {name: getattr(stored.profile, name) for name in ("description", "extends", "abstract", "segments")}
-        draft = NewVersion(**text, activate=True, author=wanted.author, reason=wanted.reason)
-        number = self._editor.add(caller, agent, draft, states, rebased_from=stored.version.number)
-        active = self._profiles.version(caller.organization, agent, number)
-        return self._activated(
-            caller, active, Target(number, own=True, static_profile_hash=active.static_profile_hash), found
+        said = {name: getattr(wanted, name) for name in ("author", "reason", "warm_s")}
+        added = self._editor.add(
+            caller, agent, NewVersion(**text, **said, activate=True), states, rebased_from=stored.version.number
         )
+        active = self._profiles.version(caller.organization, agent, added.version)
+        least = self._trial.least_prompt(active.layout)
+        return Activated(active, least, self._trial.context_window, found, added.warmth)

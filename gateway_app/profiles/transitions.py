@@ -87,13 +87,14 @@ class Transitions:
             if (refusal := self._settle(connection, place, target)) is not None:
                 return refusal
             number = target.number if target.own else None
-            rows.set_active(connection, place.organization, agent, number, why.key_id, place.shipped)
+            hashed = target.static_profile_hash
+            rows.set_active(connection, place.organization, agent, number, why.key_id, place.shipped, hashed)
             before = agent.current(place.shipped)
             ended = None if action == "canary_promoted" else agent.canary(place.shipped)
             self._record(connection, place, why, action, before, target, canary_ended=ended)
             return before
 
-        return self._change(place, work)
+        return self.change(place, work)
 
     def set_canary(self, place: Place, why: Why, target: Target, share: float) -> None:
         """Have a version run beside the active one. Raises NotFound if none is active or it is this one."""
@@ -113,7 +114,7 @@ class Transitions:
             self._record(connection, place, why, "canary_set", agent.canary(place.shipped), target, share=share)
             return None
 
-        self._change(place, work)
+        self.change(place, work)
 
     def stop_canary(self, place: Place, why: Why) -> None:
         """End a trial: all requests get the active version. Raises NotFound if there is none."""
@@ -125,7 +126,7 @@ class Transitions:
             self._record(connection, place, why, "canary_stopped", agent.canary(place.shipped), None)
             return None
 
-        self._change(place, work)
+        self.change(place, work)
 
     def retire(self, place: Place, why: Why) -> int | None:
         """Take the agent out of use; return the number that was active. Its versions stay, and can be active again."""
@@ -140,9 +141,11 @@ class Transitions:
                 self._record(connection, place, why, "retired", before, None, canary_ended=ended)
             return before
 
-        return self._change(place, work)
+        return self.change(place, work)
 
-    def _change(self, place: Place, work: Callable[[Connection, Agent], GatewayError | int | None]) -> int | None:
+    def change(self, place: Place, work: Callable[[Connection, Agent], GatewayError | int | None]) -> int | None:
+        """Do `work` on the agent, whose row is locked, and made first if there is none; raise what it returns if that is an error."""
+
         def locked(connection: Connection) -> GatewayError | int | None:
             agent = rows.find_agent(connection, place.organization, place.agent, lock=True)
             if (refusal := place.expected.refusal(agent, place.shipped)) is not None:

@@ -1,22 +1,29 @@
-"""`flask requests`: list, show and retry. Each explains itself with `--help`."""
+"""`flask requests`: list, show, explain and retry. Each explains itself with `--help`."""
 
 from __future__ import annotations
 
 import json
 from contextlib import closing
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 import click
+import redis
 from sqlalchemy.engine import Row
 
 from gateway_app import parts
 from gateway_app.commands import explained
 from gateway_app.requests import reading
+from gateway_app.requests.explain import Attempt, Replayed, attempts, replay
+from gateway_app.requests.explain_text import lines
 from gateway_app.requests.retrying import retry
 from tasks.db import Database
+from tasks.queueing.connecting import connect
+from tasks.queueing.keys import QueueKeys
+from tasks.queueing.pull import Strategy
+from tasks.queueing.scripts import Scripts
 from tasks.schema import STATES
-from tasks.settings import settings
+from tasks.settings import Settings, settings
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -70,6 +77,34 @@ def requests_show(request_id: str, *, as_json: bool) -> None:
         click.echo(f"{at}  {kind:<10} " + "  ".join(f"{name} {_safe(value)}" for name, value in known.items()))
 
 
+@requests.command("explain")
+@click.argument("request_id")
+@click.option(
+    "--replay", "strategy", type=click.Choice(get_args(Strategy)), help="Ask another strategy about the same decisions."
+)
+@_JSON
+@explained
+def requests_explain(request_id: str, strategy: Strategy | None, *, as_json: bool) -> None:
+    """Say why a request ran where it did: what else waited, what each would have cost, and what was found.
+
+    What --replay says is of the candidates that were recorded, eight at most and of the request's organization.
+    """
+    options = settings()
+    with closing(Database(options.database)) as database:
+        row = _found(database, request_id)
+        found = attempts(database, request_id, row.organization)
+    replays = _replays(options, found, strategy) if strategy is not None else {}
+    if as_json:
+        documents = [each.document(replays.get(each.number)) for each in found]
+        click.echo(json.dumps({"request_id": request_id, "state": row.state, "attempts": documents}, indent=1))
+        return
+    click.echo(f"{request_id} is {row.state}")
+    for each in found:
+        click.echo()
+        for line in lines(each, replays.get(each.number)):
+            click.echo(_safe(line))
+
+
 @requests.command("retry")
 @click.argument("request_id")
 @explained
@@ -91,6 +126,19 @@ def requests_retry(request_id: str) -> None:
     if accepted.repeated:
         click.echo(f"{request_id} was already sent again", err=True)
     click.echo(accepted.request_id)
+
+
+def _replays(options: Settings, found: list[Attempt], strategy: Strategy) -> dict[int, Replayed]:
+    """Return what a strategy makes of each attempt's decision, by the attempt's number."""
+    gateway = options.gateway
+    try:
+        with connect(gateway.request_queue_url, gateway.redis_timeout_s, 1) as client:
+            scripts = Scripts(client, QueueKeys(gateway.key_prefix), strategy)
+            return {
+                each.number: replay(scripts, each.decision, strategy) for each in found if each.decision is not None
+            }
+    except redis.RedisError as error:
+        raise click.ClickException(f"Redis, where strategies run, gave no answer: {type(error).__name__}") from None
 
 
 def _found(database: Database, request_id: str) -> Row[Any]:

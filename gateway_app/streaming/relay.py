@@ -11,20 +11,22 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any, cast
+from collections.abc import Collection, Iterable
 
 import redis
 
 from gateway_app.streaming.feed import Feed, Subscription, Watching
 from tasks.logs import get_logger
 from tasks.queueing.together import Together
+from tasks.redis_line import Line
 from tasks.stream import FIELD, Cursor, stream_key
 
 logger = get_logger(__name__)
 
 #: A stream entry as redis-py returns it to a client that does not decode.
 RawEntry = tuple[bytes, dict[bytes, bytes]]
+#: One as Redis answers with it: fields and values in turn.
+_Answered = tuple[bytes, list[bytes]]
 #: How long one read waits for news. The reading client's socket must be allowed to wait longer.
 BLOCK_S = 5.0
 _RETRY_S = 0.5
@@ -38,7 +40,7 @@ class Relay:
     """The reader. `client` is used by its thread alone; `waker` is shared."""
 
     def __init__(self, client: redis.Redis, waker: Together, prefix: str, buffer_frames: int) -> None:
-        self._client = client
+        self._line = Line(client)
         self._waker = waker
         self._prefix = prefix
         self.limit = buffer_frames
@@ -113,10 +115,10 @@ class Relay:
                     key: min(subscription.read_to for subscription in watchers)
                     for key, watchers in self._watched.items()
                 }
-            positions: dict[Any, Any] = {self._control: position, **{key: str(at) for key, at in wanted.items()}}
-            count = max(1, min(_ENTRIES_EACH, _ENTRIES // len(positions)))
+            count = max(1, min(_ENTRIES_EACH, _ENTRIES // (1 + len(wanted))))
+            streams = (self._control, *wanted, position, *map(str, wanted.values()))
             try:
-                answer = self._client.xread(positions, count=count, block=int(BLOCK_S * 1000))
+                answer = self._read("COUNT", count, "BLOCK", int(BLOCK_S * 1000), "STREAMS", *streams)
             except redis.RedisError as error:
                 if not failing:
                     logger.warning("the stream relay lost Redis", error=type(error).__name__)
@@ -126,14 +128,22 @@ class Relay:
             if failing:
                 logger.info("the stream relay reached Redis again")
                 failing = False
-            for raw_key, entries in cast("list[tuple[bytes, list[RawEntry]]]", answer or []):
+            for raw_key, entries in answer:
                 key = raw_key.decode()
                 if key == self._control:
                     position = entries[-1][0].decode()
                 else:
                     self._deliver(key, wanted[key], entries)
 
-    def _deliver(self, key: str, after: Cursor, entries: list[RawEntry]) -> None:
+    def _read(self, *arguments: str | int) -> Collection[tuple[bytes, list[_Answered]]]:
+        """Return the streams that have entries, with those, once one has or it has blocked for as long as it may."""
+        [answer] = self._line.ask([("XREAD", *arguments)])
+        if isinstance(answer, redis.RedisError):
+            raise answer
+        # A map in newer versions of the protocol, pairs in older ones, nothing if there is none.
+        return answer.items() if isinstance(answer, dict) else answer or ()
+
+    def _deliver(self, key: str, after: Cursor, entries: list[_Answered]) -> None:
         """Hand over the entries that follow `after`."""
         with self._lock:
             for subscription in tuple(self._watched.get(key, ())):
@@ -141,6 +151,6 @@ class Relay:
                     # It came while these were being read, and lacks what lies before them: the next read is for it too.
                     continue
                 for raw_id, fields in entries:
-                    if not subscription.offer((Cursor.parse(raw_id.decode()), fields[FIELD])):
+                    if not subscription.offer((Cursor.parse(raw_id.decode()), fields[fields.index(FIELD) + 1])):
                         self._drop(subscription)
                         break

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from tasks.db import ADDED, now
+from tasks.db_statements import insertion
 from tasks.schema import audit_events
 
-_INSERT = sa.insert(audit_events)
+_INSERT = insertion(audit_events)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,7 @@ def event(
 
 def record(connection: Connection, *events: Mapping[str, Any]) -> None:
     """Add `events` in the caller's transaction. Raises IntegrityError if one is already recorded."""
-    for row in events:
-        connection.execute(_INSERT, [dict(row)])
+    _INSERT.run_each(connection, events)
     if (added := connection.info.get(ADDED)) is not None:
         added.extend((row["kind"], row.get("code")) for row in events)
 

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row
 
 from tasks.db import Database
+from tasks.db_statements import Statement
 from tasks.errors import KeyRevoked, PolicyVeto, ProjectUnverified
 from tasks.governance.decision import Detection, VetoedBy, decide, details, facts_of
 from tasks.governance.policies import PolicyVersion
@@ -34,7 +35,7 @@ _NEWEST = (
     .scalar_subquery()
 )
 _EVENT = ("agent_name", "task_type", "sensitivity", "provider", "project_id", "artifact_id", "task_id", "details")
-_QUERY: sa.Select[Any] = (
+_QUERY = Statement(
     sa.select(
         *(audit_events.c[name] for name in _EVENT),
         (api_keys.c.key_id.is_not(None) & api_keys.c.revoked_at.is_(None)).label("key_in_use"),
@@ -49,7 +50,8 @@ _QUERY: sa.Select[Any] = (
     .where(
         requests.c.request_id == sa.bindparam("request_id"),
         audit_events.c.request_id == sa.bindparam("request_id"),
-        audit_events.c.kind == "admitted",
+        # As a literal: SQLite plans a query anew each time a parameter of it could choose among its partial indices.
+        audit_events.c.kind == sa.literal_column("'admitted'"),
         audit_events.c.attempt == 0,
         requests.c.finished_at.is_(None),
     )
@@ -71,7 +73,7 @@ class Recheck:
 
     def by_record(self, connection: Connection, request_id: str) -> Refusal | None:
         """Return why the record and the rules in force forbid the request to run, in the caller's transaction."""
-        row: Row[Any] | None = connection.execute(_QUERY, {"request_id": request_id}).one_or_none()
+        row: Row[Any] | None = _QUERY.one_or_none(connection, {"request_id": request_id})
         return None if row is None else self._by_key(row) or self._by_policy(row)
 
     def refusal(self, request_id: str) -> Refusal | None:

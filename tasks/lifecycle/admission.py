@@ -6,17 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Row
 
 from tasks.audit.events import Subject, ciphertext_hash, event, record
 from tasks.db import now
+from tasks.db_statements import insertion
 from tasks.idempotency import Idempotency, remember
 from tasks.ids import made_at
+from tasks.requests_read import existing
 from tasks.schema import requests
 
 FIRST_EPOCH = 1
-_INSERT = sa.insert(requests)
+_INSERT = insertion(requests, returning=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,10 @@ class Admission:
     prompt_tokens: int | None = None
 
 
-def admit(connection: Connection, admission: Admission) -> str:
-    """Record the request as received and admitted, and store it as queued; return its id.
+def admit(connection: Connection, admission: Admission) -> Row[Any]:
+    """Record the request as received and admitted, and store it as queued; return its row.
 
-    If its idempotency key was used within the last day, nothing is stored, and the earlier request's id is returned.
+    If its idempotency key was used within the last day, nothing is stored, and the earlier request's row is returned.
     Raises IdempotencyConflict if that had another body.
     """
     at = now()
@@ -51,9 +52,9 @@ def admit(connection: Connection, admission: Admission) -> str:
     if admission.idempotency is not None:
         earlier = remember(connection, subject, admission.idempotency, at)
         if earlier is not None:
-            return earlier
-    connection.execute(
-        _INSERT,
+            return existing(connection, earlier, subject.organization)
+    row = _INSERT.one(
+        connection,
         {
             "request_id": subject.request_id,
             "organization": subject.organization,
@@ -63,7 +64,6 @@ def admit(connection: Connection, admission: Admission) -> str:
             "state": "queued",
             "epoch": FIRST_EPOCH,
             "attempt": 0,
-            "excused": 0,
             "created_at": at,
             "published_at": at,
             "data_key": admission.data_key,
@@ -87,7 +87,7 @@ def admit(connection: Connection, admission: Admission) -> str:
             **admission.decision,
         ),
     )
-    return subject.request_id
+    return row
 
 
 def refuse(

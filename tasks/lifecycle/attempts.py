@@ -15,6 +15,7 @@ from sqlalchemy.engine import Connection, Row
 
 from tasks.audit.events import ciphertext_hash, event, record
 from tasks.db import now
+from tasks.db_statements import Statement
 from tasks.errors import AttemptsExhausted
 from tasks.job import Result
 from tasks.lifecycle.ending import end, end_if_unwanted, finish
@@ -23,7 +24,7 @@ from tasks.schema import TERMINAL_STATES, requests
 
 #: What is recorded of a last attempt that never told how it ended.
 WORKER_LOST = "worker_lost"
-_BEGIN = (
+_BEGIN = Statement(
     sa.update(requests)
     .where(
         requests.c.request_id == sa.bindparam("id"),
@@ -68,10 +69,11 @@ def start(
     worker: str,
     max_attempts: int,
     refusal: Refusal | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> Attempt | NotStarted:
     """Begin the next attempt. A request that was cancelled, is too late or used all its attempts is ended instead.
 
-    So is one with a `refusal`, if nothing else ends it.
+    So is one with a `refusal`, if nothing else ends it. `details` are kept in the attempt's event.
     """
     begun = None if refusal else _begin(connection, request_id, epoch, worker, max_attempts)
     if begun is None and not _ended_instead(connection, request_id, epoch, max_attempts, refusal):
@@ -79,7 +81,10 @@ def start(
         begun = _begin(connection, request_id, epoch, worker, max_attempts)
     if begun is not None:
         attempt = Attempt(subject_of(begun), epoch, begun.attempt, worker, begun.deadline)
-        record(connection, event(attempt.subject, "started", attempt=attempt.number, epoch=epoch, worker=worker))
+        facts: dict[str, Any] = {"details": dict(details)} if details else {}
+        record(
+            connection, event(attempt.subject, "started", attempt=attempt.number, epoch=epoch, worker=worker, **facts)
+        )
         return attempt
     row = locked(connection, request_id)
     return NotStarted(None) if row is None else NotStarted(row.state, row.attempt, row.error_code, row.answered)
@@ -110,7 +115,7 @@ def _ended_instead(
 def _begin(connection: Connection, request_id: str, epoch: int, worker: str, max_attempts: int) -> Row[Any] | None:
     """Return the row of a request that may begin another attempt, and has."""
     names = {"id": request_id, "of_epoch": epoch, "max_attempts": max_attempts, "at": now(), "by": worker}
-    return connection.execute(_BEGIN, names).one_or_none()
+    return _BEGIN.one_or_none(connection, names)
 
 
 def answer(

@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection, Row
 
 from tasks.audit.events import event, record
 from tasks.db import now
+from tasks.db_statements import Statement
 from tasks.errors import Cancelled, Expired
 from tasks.lifecycle.rows import Attempt, is_late, last_attempt, locked
 from tasks.schema import TERMINAL_STATES, requests
@@ -26,8 +27,11 @@ _MINE = (
     requests.c.epoch == sa.bindparam("of_epoch"),
     requests.c.attempt == sa.bindparam("of_attempt"),
 )
-_END = sa.update(requests).where(
-    *_MINE, sa.or_(requests.c.state == sa.bindparam("of_state"), requests.c.state == sa.bindparam("or_state"))
+_END = Statement(
+    sa.update(requests).where(
+        *_MINE, sa.or_(requests.c.state == sa.bindparam("of_state"), requests.c.state == sa.bindparam("or_state"))
+    ),
+    ("state", "finished_at", "error_code", "result", "message", "not_before"),
 )
 _ENDED = sa.select(requests.c.state, requests.c.error_code).where(*_MINE)
 
@@ -58,9 +62,9 @@ def end(
     """
     mine = {"id": attempt.subject.request_id, "of_epoch": attempt.epoch, "of_attempt": attempt.number}
     at = now()
-    new = {"state": state, "finished_at": at, "error_code": code, "result": result, "message": None, "not_before": None}
-    changed = connection.execute(_END, {**mine, "of_state": of[0], "or_state": of[-1], **new})
-    if changed.rowcount == 0:
+    # The message for publishing again, and the pause before another attempt, are of no more use.
+    new = {"state": state, "finished_at": at, "error_code": code, "result": result}
+    if _END.run(connection, {**mine, "of_state": of[0], "or_state": of[-1], **new}) == 0:
         ended = connection.execute(_ENDED, mine).one_or_none()
         return ended is not None and tuple(ended) == (state, code)
     facts |= {"code": code, "worker": attempt.worker}

@@ -16,17 +16,25 @@ from sqlalchemy.engine import Connection
 from tasks.audit.events import event, record
 from tasks.db import now
 from tasks.errors import Expired, QueueLost
+from tasks.job import Chain
 from tasks.lifecycle.ending import end, end_if_unwanted
 from tasks.lifecycle.giving_back import queue_again
 from tasks.lifecycle.rows import SUBJECT, last_attempt, locked
-from tasks.schema import TERMINAL_STATES, requests
+from tasks.prompts.chain import stored_chain
+from tasks.schema import TERMINAL_STATES, profiles, requests
 
 _MESSAGE = ("static_profile_hash", "prompt_tokens", "priority", "data_key", "message", "trace_context")
+_STATIC_PART = sa.select(profiles.c.static_token_count, profiles.c.chain).where(
+    profiles.c.static_profile_hash == sa.bindparam("static_profile_hash")
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Republished:
-    """A request that is queued anew, and what its message is made of: the sealed part, and the wrapped key to it."""
+    """A request that is queued anew, and what its message is made of: the sealed part, and the wrapped key to it.
+
+    `static_tokens` and `chain` are its profile's, as `tasks.job.Prompt` has them.
+    """
 
     request_id: str
     epoch: int
@@ -38,6 +46,8 @@ class Republished:
     message: bytes
     published_at: datetime
     trace_context: str | None = None
+    static_tokens: int = 0
+    chain: Chain = ()
 
 
 def republish(
@@ -62,6 +72,9 @@ def republish(
     again = event(last.subject, "requeued", at=at, attempt=row.attempt, epoch=row.epoch + 1, code=QueueLost.code)
     record(connection, again)
     columns = {name: getattr(row, name) for name in _MESSAGE}
+    part = connection.execute(_STATIC_PART, {"static_profile_hash": row.static_profile_hash}).one_or_none()
+    if part is not None:
+        columns |= {"static_tokens": part.static_token_count, "chain": stored_chain(part.chain)}
     return Republished(request_id, row.epoch + 1, row.organization, published_at=at, **columns)
 
 

@@ -57,8 +57,17 @@ QUEUE_LIMIT = Reading(
     "How much may wait before requests are refused; a limit that is off is left out.",
     ("what",),
 )
+WANTED = Reading(
+    GATEWAY, "metaqore_wanted_profiles", "Profiles that workers shall have computed: pinned, or about to become active."
+)
 WORKERS = Reading(
     GATEWAY, "metaqore_workers", "GPU workers with a heartbeat, by what they say of themselves.", ("state",)
+)
+CACHE_TOKENS = Reading(
+    GATEWAY,
+    "metaqore_cache_tokens",
+    "Tokens of all workers' KV caches: `capacity`, of `known` prefixes, and `free` without evicting one of these.",
+    ("part",),
 )
 HOUSEKEEPER_LEADS = Reading(GATEWAY, "metaqore_housekeeper_leads", "1 if some housekeeper leads, else 0.")
 

@@ -6,7 +6,7 @@ from itertools import product
 from typing import Final, get_args
 
 from tasks.job import Priority
-from tasks.metrics.making import WORKER, Reading, counter, histogram
+from tasks.metrics.making import WORKER, Reading, counter, gauge, histogram
 
 _WAITING_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _WHOLE_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
@@ -52,6 +52,32 @@ PROMPT_TOKENS = counter(
     "Prompt tokens of requests whose answer began: `computed` by prefill, or `cached` in the KV cache.",
     ("source",),
 )
+PREFIX_TOKENS = counter(
+    WORKER,
+    "metaqore_prefix_tokens_total",
+    "Tokens of profiles, of requests whose answer began: `expected` in the KV cache by the queue's decision, and `found` there.",
+    ("cache",),
+)
+PREDICTIONS = counter(
+    WORKER,
+    "metaqore_cache_predictions_total",
+    "Requests whose answer began, by what the KV cache had of their profile: `as_expected`, or `less` or `more` by a block.",
+    ("found",),
+)
+WARMED = counter(
+    WORKER,
+    "metaqore_profiles_warmed_total",
+    "Profiles computed because that was wished for: `warmed`; `not_kept` by the KV cache; or `failed`.",
+    ("outcome",),
+)
+WARM = gauge(
+    WORKER, "metaqore_warm_profiles", "Profiles that were computed because that was wished for, and are held still."
+)
+REFRESHED = counter(
+    WORKER,
+    "metaqore_profiles_refreshed_total",
+    "Times that a profile was used by the worker itself, so that the KV cache did not let it go.",
+)
 OUTPUT_TOKENS = counter(WORKER, "metaqore_output_tokens_total", "Tokens that the engine has decoded.")
 ENGINE_SEQUENCES = Reading(
     WORKER,
@@ -64,6 +90,15 @@ ENGINE_LIMIT = Reading(
 )
 ENGINE_KV = Reading(
     WORKER, "metaqore_engine_kv_usage_ratio", "Share of the KV cache that running sequences hold, 0 to 1."
+)
+KV_BLOCKS = Reading(
+    WORKER, "metaqore_kv_cache_blocks_size", "Blocks of the KV cache that a prompt could find again.", ("tier",)
+)
+KV_LOSSES = Reading(
+    WORKER,
+    "metaqore_kv_event_losses_total",
+    "Times that events of the KV cache were lost for good, and what it holds had to be learned anew.",
+    counts=True,
 )
 ENGINE_STEPS = Reading(WORKER, "metaqore_engine_steps_total", "Steps that the engine has computed.", counts=True)
 ENGINE_PREEMPTIONS = Reading(
@@ -104,7 +139,12 @@ _CACHES = ("hit", "miss")
 _WAITED = {priority: QUEUE_WAIT.labels(priority) for priority in _PRIORITIES}
 _FIRST_TOKEN = {pair: FIRST_TOKEN.labels(*pair) for pair in product(_PRIORITIES, _CACHES)}
 _PREFILL = {cache: PREFILL.labels(cache) for cache in _CACHES}
+_EXPECTED, _FOUND = (PREFIX_TOKENS.labels(cache) for cache in ("expected", "found"))
+_AS_EXPECTED, _LESS, _MORE = (PREDICTIONS.labels(found) for found in ("as_expected", "less", "more"))
 _COMPUTED, _CACHED = PROMPT_TOKENS.labels("computed"), PROMPT_TOKENS.labels("cached")
+for _outcome in ("warmed", "not_kept", "failed"):
+    # A rate sees nothing of a series that begins at 1.
+    WARMED.labels(_outcome)
 
 
 def begun(
@@ -124,6 +164,18 @@ def begun(
         _PREFILL[cache].observe(prefill_s)
     _COMPUTED.inc(max(0, prompt_tokens - cached_tokens))
     _CACHED.inc(cached_tokens)
+
+
+def predicted(expected_tokens: int, found_tokens: int, block_size: int) -> None:
+    """Count what the KV cache had of a request's profile, beside what was expected; it has whole blocks only."""
+    _EXPECTED.inc(expected_tokens)
+    _FOUND.inc(found_tokens)
+    if abs(found_tokens - expected_tokens) < block_size:
+        _AS_EXPECTED.inc()
+    elif found_tokens < expected_tokens:
+        _LESS.inc()
+    else:
+        _MORE.inc()
 
 
 def decoded(tokens: int, seconds: float | None) -> None:

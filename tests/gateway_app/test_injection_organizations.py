@@ -9,8 +9,8 @@ from gateway_app.profiles.active import Prefixes
 from tasks.job import Job, Prompt, Sampling
 from tests.gateway_app.prompt_turns import Model
 from tests.tiny_model import CHAT_TEMPLATE
+from worker_gpu.asking import generation_request
 from worker_gpu.engines.block_hashes import block_hashes
-from worker_gpu.runner import generation_request
 
 
 def test_organizations_do_not_share_a_hash(tmp_path: Path) -> None:

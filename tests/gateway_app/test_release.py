@@ -46,9 +46,9 @@ def test_it_waits_for_one_more_migration(options: Settings, tmp_path: Path) -> N
     upgrade(options.database.url)
     assert release.lacking(options) is None
     with sqlite3.connect(tmp_path / "gateway.db") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '0008'")
+        connection.execute("UPDATE alembic_version SET version_num = '0009'")
     connection.close()
-    assert release.lacking(options) == "migrations 0009 are pending: `flask db upgrade`"
+    assert release.lacking(options) == "migrations 0010 are pending: `flask db upgrade`"
 
 
 def test_it_gives_up(options: Settings) -> None:

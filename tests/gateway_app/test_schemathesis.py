@@ -28,7 +28,7 @@ EXAMPLES = 3
 #: Sequences of operations that lead from one to the other.
 SEQUENCES = 12
 #: The parts of the API, by their paths; those of the first lead nowhere.
-ALONE = ("/(?!v1/)", "/v1/(audit|chat|policy|stream)")
+ALONE = ("/(?!v1/)", "/v1/(audit|cache|chat|policy|stream)")
 LINKING = ("/v1/tasks", "/v1/responses", "/v1/models", "/v1/profiles", "/v1/(files|batches)")
 #: Of these no case succeeds: plain HTTP opens no socket, what is to be cancelled has ended before, and the document was
 #: read before the test.

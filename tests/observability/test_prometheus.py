@@ -52,10 +52,12 @@ CLOSED: dict[str, set[str]] = {
     "route": {path for _method, path in BY_ROUTE} | {UNMATCHED},
     "status": {str(status.value) for status in HTTPStatus},
     "priority": set(get_args(Priority)),
-    "cache": {"hit", "miss"},
+    "cache": {"hit", "miss", "expected", "found"},
+    "found": {"as_expected", "less", "more"},
     "source": {"computed", "cached"},
     "what": {"requests", "tokens"},
-    "outcome": {"led", "stood_by", "queue_away", "database_away", "failed"},
+    "part": {"capacity", "known", "free"},
+    "outcome": {"led", "stood_by", "queue_away", "database_away", "failed", "warmed", "not_kept"},
     "state": {*WORKER_STATES, *TERMINAL_STATES, "in_use", "idle", "running", "waiting", "queued"},
 }
 #: Values of these are numbers or the release's, and so no client's.

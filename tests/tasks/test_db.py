@@ -142,6 +142,24 @@ def test_writes_that_wait_share_a_commit(make_database: MakeDatabase, group_comm
     assert stored(database) == set(range(50))
 
 
+def test_what_comes_while_another_process_writes_shares_the_commit(sqlite_path: Path) -> None:
+    """Who waits for the lock anyway takes along whatever came meanwhile."""
+    database = Database(DatabaseGroup(url=f"sqlite:///{sqlite_path}", timeout_s=60))
+    try:
+        with counted_commits() as counted:
+            with sqlite3.connect(sqlite_path, isolation_level=None) as other:
+                other.execute("BEGIN IMMEDIATE")
+                first = database.submit(insert(0))
+                wait_until(first.running, 30, "the writer to wait")
+                others = [database.submit(insert(number)) for number in range(1, 6)]
+                other.execute("COMMIT")
+            assert [future.result(60) for future in (first, *others)] == list(range(6))
+        assert len(counted) == 1
+        assert stored(database) == set(range(6))
+    finally:
+        database.close()
+
+
 def test_concurrent_writers_commit_in_groups(make_database: MakeDatabase) -> None:
     """Also when nobody holds them back: 400 writes of 16 threads need far fewer commits."""
     database = make_database()

@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from tasks.errors import ConfigurationError
-from tasks.settings import CONFIG_VARIABLE, load, settings
+from tasks.settings import CONFIG_VARIABLE, TiersGroup, load, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 #: A password that must never be shown, in messages or elsewhere.
@@ -106,7 +106,7 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
     for group, keys in defaults.model_dump().items():
         for key, value in keys.items():
             if value is not None:
-                text = json.dumps(value) if isinstance(value, bool | dict | tuple) else str(value)
+                text = json.dumps(value, default=str) if isinstance(value, bool | dict | tuple) else str(value)
                 monkeypatch.setenv(f"METAQORE_{group}__{key}".upper(), text)
     assert load() == defaults
 
@@ -116,6 +116,31 @@ def test_engine_options_are_json(write_file: WriteFile, monkeypatch: pytest.Monk
     write_file({"engine": {"options": {"enforce_eager": True, "block_size": 32}}})
     monkeypatch.setenv("METAQORE_ENGINE__OPTIONS", '{"block_size": 64}')
     assert load().engine.options == {"enforce_eager": True, "block_size": 64}
+
+
+def test_a_group_inside_a_group(write_file: WriteFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keys come from the file and, one by one, from the environment; a typing error is told as for any other."""
+    write_file({"caching": {"tiers": {"ram_gib": 16, "disk_gib": 100}}})
+    monkeypatch.setenv("METAQORE_CACHING__TIERS__DISK_DIRECTORY", "/kv")
+    assert load().caching.tiers == TiersGroup(ram_gib=16, disk_gib=100, disk_directory=Path("/kv"))
+    monkeypatch.setenv("METAQORE_CACHING__TIERS__RAM_GIP", "1")
+    with pytest.raises(ConfigurationError, match="did you mean METAQORE_CACHING__TIERS__RAM_GIB"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("caching", "what"),
+    [
+        ({"tiers": {"disk_gib": 100}}, "disk_gib needs ram_gib"),
+        ({"tiers": {"ram_gib": 16}, "static_prefix_caching": False}, "tiers need kv_cache_enabled"),
+        ({"tiers": {"ram_gip": 16}}, r"did you mean caching\.tiers\.ram_gib"),
+    ],
+)
+def test_tiers_that_cannot_work(write_file: WriteFile, caching: dict[str, Any], what: str) -> None:
+    """They stop the start."""
+    write_file({"caching": caching})
+    with pytest.raises(ConfigurationError, match=what):
+        load()
 
 
 def test_settings_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

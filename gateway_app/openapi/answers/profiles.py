@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import AwareDatetime, Field
 
 from gateway_app.openapi.operation import Answer, sometimes
+from gateway_app.profiles.history import Action
+from gateway_app.profiles.warming import Why
 from tasks.prompts.profile import AnySegment, SegmentKind
 
 Source = Literal["file", "api"]
@@ -35,6 +37,30 @@ class Canary(Answer):
     since: AwareDatetime
 
 
+class Warm(Answer):
+    """How warm a version was when requests began to get it: wanted copies, and the workers that had it computed."""
+
+    copies: int
+    workers: list[str]
+    waited_s: float
+    why: Why | None = Field(description="Why there are fewer than were wanted; null if there are not.")
+
+
+class PinState(Answer):
+    """Copies of an agent's active version that are kept warm; 0 if it is not pinned.
+
+    `workers` have one, `computing` are computing one; null if nothing is active, the version was never used with the model that is
+    served now, or the queue does not answer.
+    """
+
+    agent: str
+    copies: int
+    active_version: int | None
+    static_profile_hash: str | None
+    workers: list[str] | None
+    computing: list[str] | None
+
+
 class ProfileOverview(Answer):
     """An agent. What is null is not there until one of its versions is active."""
 
@@ -43,6 +69,7 @@ class ProfileOverview(Answer):
     source: Source
     abstract: bool
     retired: bool
+    pinned_copies: int = Field(description="Copies of the active version that are kept warm; 0: it is not pinned.")
     active_version: int | None
     newest_version: int
     version_count: int
@@ -84,6 +111,7 @@ class Version(VersionEntry):
 
     agent: str
     segments: list[AnySegment]
+    warm: Warm = sometimes("Where it was to be active at once.")
 
 
 class ProfileDocument(ProfileOverview):
@@ -97,6 +125,7 @@ class ProfileDocument(ProfileOverview):
     children_behind: list[str] = Field(description="Agents whose active version extends another version of this one.")
     versions: list[VersionEntry]
     active: Version | None
+    warm: Warm = sometimes("Where its first version was to be active at once.")
 
 
 class Activation(Answer):
@@ -110,6 +139,7 @@ class Activation(Answer):
     joinable: bool
     least_prompt_tokens: int
     context_window: int
+    warm: Warm | None
     children_behind: list[str] = Field(description="Agents that still extend another version of this one.")
 
 
@@ -144,6 +174,7 @@ class CanaryFigures(Canary):
     agent: str
     active: VersionFigures
     canary: VersionFigures
+    warm: Warm = sometimes("Where the canary was just set.")
 
 
 class CanaryStopped(Answer):
@@ -159,7 +190,7 @@ class HistoryEntry(Answer):
     id: str
     at: AwareDatetime
     by: str = Field(description="The API key's id.")
-    action: Literal["activated", "rolled_back", "retired", "canary_set", "canary_stopped", "canary_promoted"]
+    action: Action
     from_: int | None = Field(alias="from")
     to: int | None
     author: str | None
@@ -167,6 +198,7 @@ class HistoryEntry(Answer):
     share: float | None
     canary_ended: int | None
     rebased_from: int | None
+    copies: int | None = Field(description="Of a pin.")
     pins: list[Pin] | None
     static_profile_hash: str | None
 

@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, Field
 from gateway_app.openapi.operation import Answer, sometimes
 from tasks.governance.secure_gateway import Sensitivity, Veto
 from tasks.job import FinishReason, Priority, Timings, TokenLogprob, ToolCall, ToolCallDelta, Usage
+from tasks.queueing.pull import Strategy
 
 State = Literal["queued", "running", "completed", "failed", "cancelled", "expired", "dead"]
 Api = Literal["tasks", "chat", "responses"]
@@ -128,3 +129,39 @@ class TaskEnded(Answer):
 
     code: str | None
     message: str
+
+
+class Candidate(Answer):
+    """A profile whose requests were looked at. What it lacked in the worker's KV cache would have taken `seconds`."""
+
+    name: str
+    static_profile_hash: str
+    waiting: int
+    waited_s: float = Field(description="How long these have waited, all together, where that mattered.")
+    static_tokens: int
+    cached_tokens: int
+    seconds: float
+    copies: int = Field(description="How many other workers held the profile, where that mattered.")
+    price_s: float | None = Field(description="The lowest one wins: seconds of waiting count against it.")
+    eligible_in_s: float = Field(description="Until then it is left to others, or to be computed.")
+
+
+class ScheduledAttempt(Answer):
+    """The decision that led to an attempt, null where none is recorded, and what was found. At most eight candidates are."""
+
+    attempt: int
+    started_at: AwareDatetime
+    worker: str
+    prompt_tokens: int | None = Field(description="Null before the attempt has ended, or where it gave no answer.")
+    cached_tokens: int | None = Field(description="Of these, those that were found in the KV cache.")
+    expected_tokens: int | None = Field(description="Tokens of the profile that were expected there.")
+    strategy: Strategy | None
+    batch: int | None = Field(description="How many requests the worker took together.")
+    chosen: int | None = Field(description="Which of the candidates this is, from 0.")
+    candidates: list[Candidate]
+
+
+class Schedule(Answer):
+    """A request's attempts."""
+
+    data: list[ScheduledAttempt]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from gateway_app import build
 from tasks.db import Database
 from tasks.db_errors import CommitUndecided
+from tasks.db_statements import Statement
 from tasks.schema import audit_events, requests
 from tasks.settings import PREFIX, DatabaseGroup, settings
 from tests.commit_proxy import CommitProxy
@@ -133,21 +134,23 @@ def test_a_commit_that_was_not_made(proxied: FlaskClient, proxy: CommitProxy, re
 
 
 @POSTGRESQL
-def test_a_commit_that_is_still_under_way(proxied: FlaskClient, proxy: CommitProxy, record: Record) -> None:
+def test_a_commit_that_is_still_under_way(
+    proxied: FlaskClient, proxy: CommitProxy, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Looking would find nothing yet. The gateway waits for it instead, and the client hears that it was accepted."""
     proxy.fate = "arrives late"
 
-    def let_through(on: Connection, _cursor: object, statement: str, _parameters: object, *_more: object) -> None:
+    adding = Statement.run_each
+
+    def let_through(statement: Statement, on: Connection, events: Sequence[Mapping[str, Any]]) -> None:
         # The refusal is being recorded, on another connection.
-        if statement.startswith("INSERT INTO audit_events") and proxy.fate is None:
+        if proxy.fate is None:
             assert on.dialect.name == "postgresql"
             proxy.let_through.set()
+        adding(statement, on, events)
 
-    sa.event.listen(sa.engine.Engine, "before_cursor_execute", let_through)
-    try:
-        answer = proxied.post("/v1/tasks", json=TASK)
-    finally:
-        sa.event.remove(sa.engine.Engine, "before_cursor_execute", let_through)
+    monkeypatch.setattr(Statement, "run_each", let_through)
+    answer = proxied.post("/v1/tasks", json=TASK)
     assert answer.status_code == 202, answer.text
     assert record.kinds(answer.get_json()["id"]) == ["received", "admitted"]
     assert (record.states(), record.messages()) == (["queued"] * 2, 2)

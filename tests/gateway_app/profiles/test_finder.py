@@ -46,11 +46,11 @@ class Managing:
 
     def create(self, caller: Caller, draft: NewAgent) -> int:
         """Make an agent."""
-        return self.management.editor.create(caller, draft)
+        return self.management.editor.create(caller, draft).version
 
     def add(self, caller: Caller, agent: str, draft: NewVersion) -> int:
         """Add a version."""
-        return self.management.editor.add(caller, agent, draft)
+        return self.management.editor.add(caller, agent, draft).version
 
     def activate(self, caller: Caller, agent: str, version: int) -> Activated:
         """Make a version active."""
@@ -196,7 +196,7 @@ def test_workers_find_the_static_part(gateway: Gateway, database: Database, tiny
     parts = StaticParts(database, KEYS, ModelTokenizer(tiny_model).fingerprint)
 
     async def load() -> list[list[int]]:
-        return [await parts.token_ids(active.static_profile_hash) for active in found]
+        return [(await parts.get(active.static_profile_hash)).token_ids for active in found]
 
     assert asyncio.run(load()) == [list(active.layout.static_token_ids) for active in found]
     assert [len(ids) > 0 for ids in asyncio.run(load())] == [True, True, True, False]

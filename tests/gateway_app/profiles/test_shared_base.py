@@ -21,7 +21,9 @@ HOUSE = "You work for the house, and answer in whole sentences. " * 12
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Served]:
     """Return a gateway with a simulated worker, whose cache works as a real one's does."""
-    with standing(tmp_path_factory.mktemp("gateway"), tiny_model, ENGINE__OPTIONS='{"time_scale": 0}') as made:
+    # Nothing is computed before a request asks for it.
+    variables = {"ENGINE__OPTIONS": '{"time_scale": 0}', "PROFILES__WARM_COPIES": "0"}
+    with standing(tmp_path_factory.mktemp("gateway"), tiny_model, **variables) as made:
         yield made
 
 

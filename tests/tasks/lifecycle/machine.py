@@ -88,7 +88,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.model.deadline = None if hours is None else NOON + timedelta(hours=hours)
         admission = new_admission(deadline=self.model.deadline)
         self.subject, self.id = admission.subject, admission.subject.request_id
-        assert self.do(lambda connection: lifecycle.admit(connection, admission)) == self.id
+        assert self.do(lambda connection: lifecycle.admit(connection, admission)).request_id == self.id
         return self.take(WORKERS[0]) if first_end else multiple()
 
     @rule(organization=st.sampled_from(["acme", "globex"]), times=times)

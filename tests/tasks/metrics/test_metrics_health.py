@@ -84,7 +84,7 @@ def test_a_housekeeper_that_does_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     clock = [100.0]
     monkeypatch.setattr(housekeeper, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     nothing = cast("Any", None)
-    made = Housekeeper(nothing, nothing, nothing, nothing, nothing)
+    made = Housekeeper(nothing, nothing, nothing, nothing, nothing, nothing)
     assert made.wrong() is None
     clock[0] += housekeeper.STALLED_S + 1
     assert made.wrong() == "the housekeeper has done nothing for 121 s"
