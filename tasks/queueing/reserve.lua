@@ -86,11 +86,11 @@ local function compare()
   worker.is_least_loaded = true
   for index = 1, #idle, 2 do
     local name = idle[index]
-    if name ~= own and is_alive(name) then
-      worker.is_least_loaded = worker.is_least_loaded and tonumber(idle[index + 1]) >= worker.load
-      if comes_before(name, next_name) then
-        next_name = name
-      end
+    local has_less, is_sooner = tonumber(idle[index + 1]) < worker.load, comes_before(name, next_name)
+    -- Of most workers it does not matter whether they are alive, and asking takes the longest.
+    if name ~= own and (has_less and worker.is_least_loaded or is_sooner) and is_alive(name) then
+      worker.is_least_loaded = worker.is_least_loaded and not has_less
+      next_name = is_sooner and name or next_name
     end
   end
   worker.is_next = next_name == own

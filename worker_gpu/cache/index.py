@@ -189,8 +189,9 @@ class CacheIndex:
         """Forget what was not used for the TTL, unless it is held: that is seen now, as the engine has not said otherwise."""
         if (now := self._clock()) >= self._expires_at:
             self._expires_at = now + self._ttl_s * _NOTED_SHARE
-            for name, link in self._links.items():
-                if link.held != NOTHING:
+            # In the order of their use, which remains the order in which they would go.
+            for name in sorted(self._links, key=lambda name: self._used.get(name, 0.0)):
+                if self._links[name].held != NOTHING:
                     self._look_up(name, now)
             self._forget(self._tree.expire(now))
 

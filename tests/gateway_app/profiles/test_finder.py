@@ -196,7 +196,7 @@ def test_workers_find_the_static_part(gateway: Gateway, database: Database, tiny
     parts = StaticParts(database, KEYS, ModelTokenizer(tiny_model).fingerprint)
 
     async def load() -> list[list[int]]:
-        return [(await parts.get(active.static_profile_hash)).token_ids for active in found]
+        return [list((await parts.get(active.static_profile_hash)).token_ids) for active in found]
 
     assert asyncio.run(load()) == [list(active.layout.static_token_ids) for active in found]
     assert [len(ids) > 0 for ids in asyncio.run(load())] == [True, True, True, False]

@@ -273,6 +273,24 @@ def test_profiles_beyond_the_bound_are_told_as_gone(
     assert cache.changes() == {"whole bbbb": (0, 0, 0), "whole aaaa": (4, 4, 4), "whole cccc": (4, 4, 4)}
 
 
+def test_what_is_held_goes_in_the_order_of_use(
+    engine: ToldEngine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is seen again and again, as long as it is held."""
+    monkeypatch.setattr(index, "MAX_KEYS", 4)
+    cache = CacheIndex(engine.as_engine(), TTL_S, clock)
+    for word in ("aaaa", "bbbb", "cccc"):
+        engine.store(blocks_of(word))
+    register(cache, "aaaa", 0)
+    register(cache, "bbbb", 0)
+    clock.now = TTL_S / 2
+    register(cache, "aaaa", 0)
+    clock.now = TTL_S * 1.1
+    cache.changes()
+    register(cache, "cccc", 0)
+    assert set(cache._links) == {"whole aaaa", "whole cccc"}
+
+
 def test_of_a_large_disk_the_last_is_known(
     engine: ToldEngine, cache: CacheIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:

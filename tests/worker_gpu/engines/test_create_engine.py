@@ -29,7 +29,7 @@ def test_created_from_settings() -> None:
 def test_caching_is_turned_off_by_the_settings(off: str) -> None:
     """Either key does."""
     group = EngineGroup(kind="simulated", options={"time_scale": 0})
-    engine = create_engine(Settings(engine=group, caching=CachingGroup(**{off: False})))
+    engine = create_engine(Settings(engine=group, caching=CachingGroup.model_validate({off: False})))
 
     async def check() -> None:
         await engine.start()
