@@ -25,6 +25,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from bench.enginelab.prompts import one_token_words
+from bench.overheadlab.installing import NotInstalled
 from bench.overheadlab.ours import make_model
 from bench.report import arguments, finish
 from bench.schedulinglab import http_figures
@@ -51,7 +52,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--rate", type=float, help=f"requests in a simulated second; default: {RATES}")
     add("--requests", type=int, default=2000, help="that count; default: %(default)s")
     add("--filling", type=int, default=800, help="requests before them; default: %(default)s")
-    add("--scale", type=float, default=25.0, help="seconds that a simulated one takes; default: %(default)s")
+    add("--scale", type=float, default=15.0, help="seconds that a simulated one takes; default: %(default)s")
     add("--strategy", help="of ours; default: its default")
 
 
@@ -122,7 +123,11 @@ def main() -> None:
     options = parser.parse_args()
     # So that everything is stopped, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    finish("scheduling-side", options, *side_by_side(options))
+    try:
+        judged = side_by_side(options)
+    except NotInstalled as error:
+        sys.exit(f"a router cannot be installed: {error}")
+    finish("scheduling-side", options, *judged)
 
 
 if __name__ == "__main__":

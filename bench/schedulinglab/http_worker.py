@@ -1,7 +1,7 @@
 """A GPU worker that tells what its cache holds as late, for its engine, as it would without dilation of time.
 
-Celery is given this instead of `worker_gpu`. Without it a worker on an engine that is 25 times as slow would tell, for the
-engine, 25 times as soon, and an advantage would be measured that no deployment has.
+Celery is given this instead of `worker_gpu`. Without it a worker on an engine that is 15 times as slow would tell, for the
+engine, 15 times as soon, and an advantage would be measured that no deployment has.
 """
 
 from __future__ import annotations

@@ -19,12 +19,14 @@ mpl.rcParams["svg.hashsalt"] = "scheduling"
 from matplotlib import pyplot as plt  # noqa: E402  a display must not be looked for
 
 LEAST_S = 0.01
-OURS_COLOUR, OTHER_COLOURS = "#c2410c", ("#475569", "#64748b", "#94a3b8", "#0e7490", "#4d7c0f", "#7c3aed", "#a16207")
+OURS_COLOUR = "#c2410c"
+OTHER_COLOURS = ("#1d4ed8", "#0e7490", "#4d7c0f", "#7c3aed", "#64748b", "#a16207", "#be185d", "#334155", "#0f766e")
 
 
 def first_tokens(outcomes: Sequence[Outcome], rules: Sequence[str], folder: Path) -> None:
     """Draw the times to first token by scenario and rule: a bar to the 90th percentile, a line on to the 99th."""
     scenarios = list(dict.fromkeys((outcome.job.scenario, outcome.job.rate) for outcome in outcomes))
+    most = 1.3 * max(outcome.figures.ttft_p99 for outcome in outcomes)
     columns = min(3, len(scenarios))
     rows = math.ceil(len(scenarios) / columns)
     figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 3 * rows), squeeze=False, sharex=True)
@@ -39,7 +41,7 @@ def first_tokens(outcomes: Sequence[Outcome], rules: Sequence[str], folder: Path
                 axis.plot([p90, p99], [position, position], color=colour, linewidth=1.5)
         axis.set_yticks(range(len(rules)), list(reversed(rules)), fontsize=7)
         axis.set_xscale("log")
-        axis.set_xlim(left=LEAST_S)
+        axis.set_xlim(LEAST_S, most)
         axis.set_title(f"{place[0].replace('_', ' ')}, {place[1]:g} requests/s", fontsize=9)
     for axis in axes.flat[len(scenarios) :]:
         axis.set_visible(False)

@@ -46,5 +46,5 @@ def markdown(outcomes: Sequence[Outcome], places: Sequence[tuple[str, float]], r
 def _cell(figures: dict[str, float]) -> str:
     if not figures:
         return "not run"
-    times = " / ".join(f"{figures[name]:.2g}" for name in COLUMNS[:3])
+    times = " / ".join(f"{value:.0f}" if (value := figures[name]) >= 9.95 else f"{value:.2g}" for name in COLUMNS[:3])
     return f"{times}; {100 * figures['hits']:.1f} %"

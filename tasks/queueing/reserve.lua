@@ -174,7 +174,7 @@ end
 
 -- Takes the next messages of a list. Returns them, and whether the list was left because the next one does not fit.
 local function take(candidate, organization)
-  local taken, budget, is_full = {}, worker.budget, false
+  local taken, budget, is_full, has_passed_over = {}, worker.budget, false, false
   local most = TAKES_BATCHES and worker.room or 1
   local computes = candidate.seconds > 0 and not candidate.filling
   local path = LISTS .. candidate.list
@@ -193,7 +193,10 @@ local function take(candidate, organization)
     local is_live = record and not redis.call('ZSCORE', LEASES, tag) and not redis.call('ZSCORE', DELAYED, tag)
     local header = is_live and read(record)
     local is_ours = header and header.turn == turn
-    if is_ours then
+    if is_ours and has_passed_over and #taken == 0 then
+      -- It is not the one that the list was chosen for.
+      break
+    elseif is_ours then
       local uncached = math.max(0, header.tokens - candidate.cached)
       if uncached > budget and (worker.in_flight > 0 or #taken > 0) then
         is_full = true
@@ -203,7 +206,7 @@ local function take(candidate, organization)
     end
     redis.call('RPOP', path)
     if not is_ours then
-      stale_left = stale_left - 1
+      stale_left, has_passed_over = stale_left - 1, true
     end
     if is_ours or is_live and not header then
       add_to_sum(candidate.list, turn, candidate.head_start, -1)

@@ -15,8 +15,8 @@ from tests.worker_gpu.site import Site, site
 
 CROWDED, LONELY = AGENTS = ("crowded", "lonely")
 BLOCK = 16
-#: A profile takes a quarter of a second to compute, and a token a twentieth.
-ENGINE: dict[str, Any] = {"prefill_tokens_per_s": 3000, "tokens_per_s_per_sequence": 20, "block_size": BLOCK}
+#: A profile takes most of a second to compute, and a token a twentieth.
+ENGINE: dict[str, Any] = {"prefill_tokens_per_s": 1000, "tokens_per_s_per_sequence": 20, "block_size": BLOCK}
 SLOTS = {"ENGINE__MAX_NUM_SEQS": "2"}
 
 
@@ -40,7 +40,7 @@ def configured(configured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 pytestmark = pytest.mark.usefixtures("configured")
 
 
-def submit(made: Site, agent: str, number: int, tokens: int = 4) -> str:
+def submit(made: Site, agent: str, number: int, tokens: int = 2) -> str:
     """Return a new task's id."""
     sampling = {"seed": number, "max_tokens": tokens}
     task = {"agent": agent, "directive": f"Question {number}", "sampling": sampling}
@@ -63,21 +63,26 @@ def is_hit(attempt: Attempt) -> bool:
 
 
 def test_profiles_stay_a_crowd_spreads_and_the_dead_are_stood_in_for(tmp_path: Path) -> None:
-    """One after another, requests run where their profile is; many at once run on both; without its worker, on the other."""
+    """A few requests wait for the worker that has their profile; many run on both; once it is dead, another runs them."""
     with site(tmp_path) as made:
         for name in ("one", "two"):
             made.start(name, options=ENGINE, **SLOTS)
         made.wait_until_ready("one", "two")
 
-        first = {agent: completed(made, [submit(made, agent, 0)])[0] for agent in AGENTS}
+        cold = [submit(made, CROWDED, 0)]
+        made.wait_for_states(cold, "running")
+        cold.append(submit(made, LONELY, 0))
+        first = dict(zip(AGENTS, completed(made, cold), strict=True))
         assert not any(map(is_hit, first.values()))
-        for number in range(1, 3):
-            for agent in AGENTS:
-                [attempt] = completed(made, [submit(made, agent, number)])
-                assert attempt.worker == first[agent].worker
-                assert is_hit(attempt)
+        assert first[CROWDED].worker != first[LONELY].worker
 
-        crowd = completed(made, [submit(made, CROWDED, number, 10) for number in range(10, 34)])
+        # Each has more to do than slots, and the other has free ones: who only looks for room would take it there.
+        mixed = [agent for agent in AGENTS for _ in range(4)]
+        for agent, attempt in zip(mixed, completed(made, [submit(made, agent, 1) for agent in mixed]), strict=True):
+            assert attempt.worker == first[agent].worker
+            assert is_hit(attempt)
+
+        crowd = completed(made, [submit(made, CROWDED, number, 10) for number in range(10, 26)])
         assert {attempt.worker for attempt in crowd} == {"one@test", "two@test"}
         copied = [attempt for attempt in crowd if not is_hit(attempt)]
         assert {attempt.worker for attempt in copied} == {"one@test", "two@test"} - {first[CROWDED].worker}

@@ -40,7 +40,7 @@ class BlockHasher:
         seed = resolve_none_hash_seed(hash_of)
         self._hash: Callable[[Any], bytes] | None = None
         if seed != resolve_none_hash_seed(hash_of):
-            logger.warning("what the KV cache holds is not known: its hashes are random", algorithm=algorithm)
+            logger.warning("what the KV cache holds is not known: its hashes are random")
             return
         self._hash, self._start = hash_of, hash_of(seed)
 

@@ -236,16 +236,6 @@ def test_every_key_has_the_prefix(broker: Broker, redis_url: str) -> None:
     assert broker.leased == {tag}, log.decode()
 
 
-def test_there_is_a_marker_while_something_waits(broker: Broker) -> None:
-    """Whoever takes the marker and a message leaves a marker for the next, and the last one leaves none behind."""
-    for profile in (A, B, B):
-        broker.publish(profile)
-    for left in (2, 1, 0):
-        broker.client.delete(broker.keys.wake)
-        assert reserve_one(broker.scripts, "one") is not None
-        assert broker.client.llen(broker.keys.wake) == min(left, 1)
-
-
 @pytest.mark.parametrize("how", ["give_back", "restore"])
 def test_what_comes_back_wakes_somebody(broker: Broker, how: str) -> None:
     """An idle worker hears of it at once."""
