@@ -80,7 +80,9 @@ class Puller:
         queue.now = worker.fleet.now
         # Output tokens are counted at each request's end; production counts them as they come.
         self._reports += 1
-        report = Report(worker.name, "1", self._reports, self._full, self.held.changes(), {}, self._served)
+        report = Report(
+            worker.name, "1", self._reports, self._full, self.held.changes(), {"load": self._wish().load}, self._served
+        )
         self._full, self._served = False, {}
         if queue.report(report):
             raise RuntimeError("the queue lost count of a worker's reports")

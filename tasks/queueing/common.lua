@@ -127,7 +127,7 @@ local function least_loaded_of(workers, except)
       best, least = worker, tonumber(load)
     end
   end
-  return best
+  return best, least
 end
 
 local function profile_of(list)
@@ -135,12 +135,17 @@ local function profile_of(list)
 end
 
 -- Wakes who had best look at a list: the least loaded worker that holds its profile, or else any. One that cannot have it yet
--- finds out when it can.
+-- finds out when it can. If another has less than half of what the holder has in hand, it looks too.
 local function wake_for(list, except)
-  local best = least_loaded_of(redis.call('HKEYS', COPIES_OF .. profile_of(list)), except)
-    or least_loaded_of(redis.call('ZRANGE', IDLE, 0, 7), except)
+  local best, load = least_loaded_of(redis.call('HKEYS', COPIES_OF .. profile_of(list)), except)
+  local lightest, least = least_loaded_of(redis.call('ZRANGE', IDLE, 0, 7), except)
   if best then
     wake(best)
+    if lightest ~= best and 2 * least < load then
+      wake(lightest)
+    end
+  elseif lightest then
+    wake(lightest)
   elseif not except and redis.call('LLEN', WAKE) == 0 then
     -- For one that has never asked yet, or is of a release that blocks on this alone.
     redis.call('LPUSH', WAKE, 1)
@@ -340,9 +345,10 @@ local function forget_silent(most)
   end
 end
 
--- How many live workers but `worker` hold a profile or are computing it, and until when `worker` computes it, if it does.
+-- How many live workers but `worker` hold a profile or are computing it, until when `worker` computes it, if it does, and how
+-- many tokens the least loaded of those that hold it and have room has in hand, if there is one.
 local function copies_of(profile, worker)
-  local others, filling = 0, nil
+  local others, filling, lightest = 0, nil, nil
   local found = redis.call('HGETALL', COPIES_OF .. profile)
   for index = 1, #found, 2 do
     local untill = tonumber(string.match(found[index + 1], '^filling (%S+)'))
@@ -352,7 +358,11 @@ local function copies_of(profile, worker)
       filling = untill
     elseif is_alive(found[index]) then
       others = others + 1
+      local load = not untill and tonumber(redis.call('ZSCORE', IDLE, found[index]))
+      if load and (not lightest or load < lightest) then
+        lightest = load
+      end
     end
   end
-  return others, filling
+  return others, filling, lightest
 end

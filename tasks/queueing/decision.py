@@ -35,8 +35,8 @@ class Candidate(_Known):
     """A list that was looked at. Tokens are of its profile's static part, times in seconds, instants in Redis's time.
 
     `cached` of the `static` tokens were held by the worker, `gpu` of them where they need not be loaded; to compute and load
-    the others takes `seconds`. `waiting` requests had `waited` so long, all together, for what `copies` other workers hold;
-    until `filling` the worker itself computes it. The strategy made `price` of that, and `eligible_at`: not before then.
+    the others takes `seconds`. `waiting` requests had `waited` so long, all together, for what `copies` other workers hold,
+    of which the one with the fewest tokens in hand has `lightest`; until `filling` the worker itself computes it. The strategy made `price` of that, and `eligible_at`: not before then.
     """
 
     profile: _List
@@ -48,6 +48,7 @@ class Candidate(_Known):
     static: _Count = 0
     seconds: _Number = 0.0
     copies: _Count = 0
+    lightest: _Count | None = None
     filling: _Number | None = None
     price: _Number | None = None
     eligible_at: _Number = 0.0

@@ -17,6 +17,10 @@ end
 for link, held in pairs(cache) do
   hold(worker, link, held[1], held[2], held[3])
 end
+-- What it has in hand becomes less without its asking for more.
+if report.facts.load then
+  redis.call('ZADD', IDLE, 'XX', report.facts.load, worker)
+end
 redis.call('HSET', WORKERS, worker,
   cjson.encode({epoch = report.epoch, number = report.number, at = now, facts = report.facts}))
 for organization, tokens in pairs(report.served) do

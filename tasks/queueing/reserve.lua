@@ -167,7 +167,7 @@ local function complete(candidates, organization)
       candidate.waiting * (now - SUM_BASE_MS / 1000) - (counted[2 * index - 1] or 0) / 1000))
     candidate.copies = 0
     if candidate.seconds > 0 then
-      candidate.copies, candidate.filling = copies_of(candidate.profile, worker.worker)
+      candidate.copies, candidate.filling, candidate.lightest = copies_of(candidate.profile, worker.worker)
     end
   end
 end
@@ -242,7 +242,7 @@ local function told(candidates, chosen, batch)
     local one = candidates[index]
     shown[index] = {
       profile = one.list, turn = one.turn, waiting = one.waiting, waited = one.waited, cached = one.cached, gpu = one.gpu,
-      static = one.static, seconds = one.seconds, copies = one.copies, filling = one.filling, price = one.price,
+      static = one.static, seconds = one.seconds, copies = one.copies, lightest = one.lightest, filling = one.filling, price = one.price,
       eligible_at = one.eligible_at,
     }
   end

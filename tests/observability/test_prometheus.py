@@ -28,6 +28,7 @@ from tasks.db import Database
 from tasks.job import Priority
 from tasks.metrics.making import ALL
 from tasks.metrics.shared import CODES, OTHER
+from tasks.prompts.radix import Tier
 from tasks.schema import KINDS, TERMINAL_STATES
 from tasks.settings import PREFIX, DatabaseGroup, SecretsGroup
 from tests.conforming import BY_ROUTE
@@ -56,6 +57,7 @@ CLOSED: dict[str, set[str]] = {
     "found": {"as_expected", "less", "more"},
     "source": {"computed", "cached"},
     "what": {"requests", "tokens"},
+    "tier": {tier.name.lower() for tier in Tier},
     "part": {"capacity", "known", "free"},
     "outcome": {"led", "stood_by", "queue_away", "database_away", "failed", "warmed", "not_kept"},
     "state": {*WORKER_STATES, *TERMINAL_STATES, "in_use", "idle", "running", "waiting", "queued"},

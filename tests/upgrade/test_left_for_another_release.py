@@ -61,6 +61,8 @@ def _is_what_was_meant(understood: dict[str, Any]) -> None:
     for job in understood["jobs"]:
         assert job["sampling"] == exchange.SAMPLING.model_dump(mode="json")
         assert job["tools"] == exchange.TOOLS.model_dump(mode="json")
+        # Where the queue's message has it from; in the message itself it is not.
+        assert job["prompt"].pop("chain", []) == []
         assert job["prompt"] == {
             "static_profile_hash": "ab" * 32,
             "dynamic_token_ids": list(range(60_000, 60_050)),

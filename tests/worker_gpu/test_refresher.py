@@ -12,14 +12,13 @@ import pytest
 
 from tasks.errors import EngineFailed
 from tasks.job import Sampling
-from tasks.metrics import worker as metrics
 from worker_gpu.admission import Admission
 from worker_gpu.background import cancel
 from worker_gpu.cache import CacheIndex
 from worker_gpu.engines.base import GenerationRequest
 from worker_gpu.engines.simulated import SimulatedEngine
 from worker_gpu.engines.simulated_options import SimulationOptions
-from worker_gpu.freshness import Freshness
+from worker_gpu.freshness import STORED_SHARE, Freshness
 from worker_gpu.parts import Parts
 from worker_gpu.refresher import Refresher
 
@@ -64,19 +63,16 @@ class Worker:
 
     async def pass_through(self, *, wait: bool) -> None:
         """Run requests of four blocks each with answers of two, more than the cache holds; `wait` for the profile's use."""
-        for number in range(20):
-            before = refreshed()
+        for _ in range(20):
             self.others += 1
             await self.ask(f"other {self.others}", list(range(10_000 * self.others, 10_000 * self.others + 64)))
-            # A quarter of the 30 blocks that are no profile's is stored by every second of these.
-            while wait and number % 2 and refreshed() == before:
+            while wait and self.is_due():
                 await asyncio.sleep(0.005)
 
-
-def refreshed() -> float:
-    """Return how often a profile was used again."""
-    value: float = metrics.REFRESHED._value.get()
-    return value
+    def is_due(self) -> bool:
+        """Tell whether the profile should be used again, and that was not begun."""
+        stored_since = self.freshness._stored - self.freshness._uses[PROFILE].stored
+        return stored_since > STORED_SHARE * self.cache.facts.free_tokens
 
 
 @asynccontextmanager

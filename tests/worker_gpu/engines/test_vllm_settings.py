@@ -40,7 +40,9 @@ def test_accelerators_get_vllms_own_defaults() -> None:
 def test_either_caching_setting_turns_prefix_caching_off() -> None:
     """Both must be on for it."""
     for changes in ({"kv_cache_enabled": False}, {"static_prefix_caching": False}):
-        assert not engine_arguments(Settings(caching=CachingGroup.model_validate(changes)), on_cpu=False)["enable_prefix_caching"]
+        assert not engine_arguments(Settings(caching=CachingGroup.model_validate(changes)), on_cpu=False)[
+            "enable_prefix_caching"
+        ]
     assert engine_arguments(Settings(), on_cpu=False)["enable_prefix_caching"]
 
 
