@@ -78,15 +78,16 @@ local function count(field, by)
   return true
 end
 
--- Counts a message that begins (sign 1) or ends (sign -1) to wait.
-local function count_waiting(header, sign)
+-- Counts a message that begins (sign 1) or ends (sign -1) to wait; or so many of a list, that have `header.tokens` together.
+local function count_waiting(header, sign, requests)
+  local number = sign * (requests or 1)
   local priority = string.match(header.list, ':(%a+)$')
-  count('priority ' .. ((priority == 'high' or priority == 'low') and priority or 'normal'), sign)
-  if not count('requests', sign) then
+  count('priority ' .. ((priority == 'high' or priority == 'low') and priority or 'normal'), number)
+  if not count('requests', number) then
     -- A release that does not count these may have taken some while this one ran beside it.
     redis.call('HDEL', COUNTS, 'priority high', 'priority normal', 'priority low')
   end
-  count('requests ' .. header.organization, sign)
+  count('requests ' .. header.organization, number)
   if header.tokens > 0 then
     count('tokens', sign * header.tokens)
     count('tokens ' .. header.organization, sign * header.tokens)
@@ -141,7 +142,7 @@ local function wake_for(list, except)
   local lightest, least = least_loaded_of(redis.call('ZRANGE', IDLE, 0, 7), except)
   if best then
     wake(best)
-    if lightest ~= best and 2 * least < load then
+    if lightest and lightest ~= best and 2 * least < load then
       wake(lightest)
     end
   elseif lightest then

@@ -60,7 +60,10 @@ class Candidate(_Known):
 
 
 class WorkerFacts(_Known):
-    """What the worker wished, see `pull.Wish`, and where it stood among the others with room."""
+    """What the worker wished, see `pull.Wish`, and where it stood among the others with room.
+
+    Whether it was its turn is recorded where turns count; elsewhere a replay takes it to be so.
+    """
 
     room: _Count
     budget: _Count
@@ -73,7 +76,7 @@ class WorkerFacts(_Known):
     affinity: _Number
     patience: _Number
     is_least_loaded: bool = False
-    is_next: bool = False
+    is_next: bool = True
 
 
 class Decision(_Known):

@@ -8,7 +8,7 @@
 -- is taken is a batch of one list: as many as there is room for, in requests and in tokens to be computed. If nothing of an
 -- organization may be taken here, the next one is looked at.
 local DUE_AT_ONCE, STRAYS_AT_ONCE = 16, 8
-local OLDEST, HOTTEST, ORGANIZATIONS, TOLD_AT_MOST, HALF_LIFE_S = 16, 8, 8, 8, 30
+local OLDEST, HOTTEST, ORGANIZATIONS, TOLD_AT_MOST, HALF_LIFE_S = 8, 4, 8, 6, 30
 -- How many elements of what was withdrawn are passed over at most: the next call goes on.
 local stale_left = 1000
 local holder = ARGV[2]
@@ -16,11 +16,11 @@ local worker = cjson.decode(ARGV[3])
 worker.at = now
 
 -- Requests and tokens that left, each worth half as much for every half-life that has passed since.
-local function note_leaving(tokens)
+local function note_leaving(requests, tokens)
   local seen = redis.call('HMGET', RATE, 'at', 'since', 'requests', 'tokens')
   local kept = seen[1] and 0.5 ^ (math.max(0, now - seen[1]) / HALF_LIFE_S) or 0
   redis.call('HSET', RATE, 'at', stamp(now), 'since', seen[2] or stamp(now),
-    'requests', stamp((seen[3] or 0) * kept + 1), 'tokens', stamp((seen[4] or 0) * kept + tokens))
+    'requests', stamp((seen[3] or 0) * kept + requests), 'tokens', stamp((seen[4] or 0) * kept + tokens))
 end
 
 -- What is due of the delayed messages goes back to its list.
@@ -71,29 +71,31 @@ local function adopt_strays()
   end
 end
 
--- Where the worker stands among those that are alive and have room, for the strategies that only look at load or turn.
+-- Whether a live worker with room has less in hand than this one, and, where that is the strategy, whether it is this one's turn.
 local function compare()
-  local idle = redis.call('ZRANGE', IDLE, 0, -1, 'WITHSCORES')
-  local last = redis.call('GET', LAST) or ''
-  -- The next after the last one, or else the first of all.
-  local own, next_name = worker.worker, worker.worker
-  local function comes_before(one, other)
-    if (one > last) ~= (other > last) then
-      return one > last
-    end
-    return one < other
-  end
+  local own = worker.worker
   worker.is_least_loaded = true
+  local idle = redis.call('ZRANGE', IDLE, 0, 7, 'WITHSCORES')
   for index = 1, #idle, 2 do
-    local name = idle[index]
-    local has_less, is_sooner = tonumber(idle[index + 1]) < worker.load, comes_before(name, next_name)
-    -- Of most workers it does not matter whether they are alive, and asking takes the longest.
-    if name ~= own and (has_less and worker.is_least_loaded or is_sooner) and is_alive(name) then
-      worker.is_least_loaded = worker.is_least_loaded and not has_less
-      next_name = is_sooner and name or next_name
+    if tonumber(idle[index + 1]) < worker.load and idle[index] ~= own and is_alive(idle[index]) then
+      worker.is_least_loaded = false
+      break
     end
   end
-  worker.is_next = next_name == own
+  if STRATEGY == 'round_robin' then
+    -- The next by name after the last one, or else the first of all.
+    local last, next_name = redis.call('GET', LAST) or '', own
+    for _, name in ipairs(redis.call('ZRANGE', IDLE, 0, -1)) do
+      local comes_before = name < next_name
+      if (name > last) ~= (next_name > last) then
+        comes_before = name > last
+      end
+      if comes_before and is_alive(name) then
+        next_name = name
+      end
+    end
+    worker.is_next = next_name == own
+  end
 end
 
 -- How much of a profile's prefix the worker has, tier by tier, and how long it takes to have all of it on the GPU. `known` is
@@ -174,7 +176,7 @@ end
 
 -- Takes the next messages of a list. Returns them, and whether the list was left because the next one does not fit.
 local function take(candidate, organization)
-  local taken, budget, is_full, has_passed_over = {}, worker.budget, false, false
+  local taken, tokens, budget, is_full, has_passed_over = {}, 0, worker.budget, false, false
   local most = TAKES_BATCHES and worker.room or 1
   local computes = candidate.seconds > 0 and not candidate.filling
   local path = LISTS .. candidate.list
@@ -219,8 +221,7 @@ local function take(candidate, organization)
     elseif is_ours then
       -- Otherwise it was withdrawn and put again, and this is what was left of its first place.
       lease(tag, holder)
-      count_waiting(header, -1)
-      note_leaving(header.tokens)
+      tokens = tokens + header.tokens
       taken[#taken + 1] = {tag, record, tonumber(redis.call('HGET', RETURNS, tag) or 0), header.tokens}
       if computes and TAKES_BATCHES then
         -- The others of it find the prefix computed.
@@ -229,6 +230,10 @@ local function take(candidate, organization)
     end
   end
   speak_for_list(candidate.list, organization)
+  if #taken > 0 then
+    count_waiting({list = candidate.list, organization = organization, tokens = tokens}, -1, #taken)
+    note_leaving(#taken, tokens)
+  end
   return taken, is_full
 end
 

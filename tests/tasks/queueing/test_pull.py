@@ -189,6 +189,18 @@ def test_a_report_tells_of_less_load(fleet: Fleet) -> None:
     assert fleet.woken() == {"one"}
 
 
+def test_the_holder_is_woken_where_all_others_are_being_woken(fleet: Fleet) -> None:
+    """However many have less in hand than it."""
+    for number in range(12):
+        fleet.report(f"w{number}", {A: ALL} if number == 11 else {})
+        fleet.reserve(f"w{number}", load=number)
+    fleet.woken()
+    for number in range(10):
+        fleet.put(f"{number:064x}")
+    fleet.put(A)
+    assert "w11" in fleet.woken()
+
+
 def test_who_has_much_less_in_hand_is_woken_too(fleet: Fleet) -> None:
     """Beside the one that holds the profile."""
     for worker, load in (("one", 500), ("two", 100)):
