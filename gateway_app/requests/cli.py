@@ -87,7 +87,7 @@ def requests_show(request_id: str, *, as_json: bool) -> None:
 def requests_explain(request_id: str, strategy: Strategy | None, *, as_json: bool) -> None:
     """Say why a request ran where it did: what else waited, what each would have cost, and what was found.
 
-    What --replay says is of the candidates that were recorded, eight at most and of the request's organization.
+    What --replay says is of the candidates that were recorded, six at most and of the request's organization.
     """
     options = settings()
     with closing(Database(options.database)) as database:

@@ -147,7 +147,7 @@ class Candidate(Answer):
 
 
 class ScheduledAttempt(Answer):
-    """The decision that led to an attempt, null where none is recorded, and what was found. At most eight candidates are."""
+    """The decision that led to an attempt, null where none is recorded, and what was found. At most six candidates are."""
 
     attempt: int
     started_at: AwareDatetime

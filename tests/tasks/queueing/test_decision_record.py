@@ -23,7 +23,7 @@ def decision(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
     facts = {
         "room": 3, "budget": 8192, "in_flight": 0, "load": 100, "free_tokens": 0, "prefill_rate": 25000, "ram_rate": 0,
-        "disk_rate": 0, "affinity": 32, "patience": 4, "is_least_loaded": True, "is_next": False,
+        "disk_rate": 0, "affinity": 32, "patience": 4, "is_least_loaded": True, "is_next": True,
     }  # fmt: skip
     return {
         "strategy": "cache_aware_continuous", "worker": "gpu@test", "at": 1764148002.5, "batch": 1, "chosen": 0,
