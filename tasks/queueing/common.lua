@@ -118,17 +118,31 @@ local function wake(worker)
   return true
 end
 
--- The least loaded of some workers that are alive, have room, and are not being woken already.
-local function least_loaded_of(workers, except)
+-- Tells whether a worker that has room may be woken.
+local function may_wake(worker, except)
+  return worker ~= except and is_alive(worker) and redis.call('LLEN', WAKE_OF .. worker) == 0
+end
+
+-- The least loaded of the workers that hold a profile and may be woken, and what it has in hand; or nothing.
+local function least_loaded_holder(profile, except)
   local best, least
-  for _, worker in ipairs(workers) do
-    local load = worker ~= except and redis.call('ZSCORE', IDLE, worker)
-    if load and (not least or tonumber(load) < least) and is_alive(worker)
-      and redis.call('LLEN', WAKE_OF .. worker) == 0 then
-      best, least = worker, tonumber(load)
+  for _, worker in ipairs(redis.call('HKEYS', COPIES_OF .. profile)) do
+    local load = tonumber(redis.call('ZSCORE', IDLE, worker))
+    if load and (not least or load < least) and may_wake(worker, except) then
+      best, least = worker, load
     end
   end
   return best, least
+end
+
+-- The same of all workers, of which only the first few are looked at: they come in the order of their loads.
+local function least_loaded(except)
+  local idle = redis.call('ZRANGE', IDLE, 0, 7, 'WITHSCORES')
+  for index = 1, #idle, 2 do
+    if may_wake(idle[index], except) then
+      return idle[index], tonumber(idle[index + 1])
+    end
+  end
 end
 
 local function profile_of(list)
@@ -138,8 +152,8 @@ end
 -- Wakes who had best look at a list: the least loaded worker that holds its profile, or else any. One that cannot have it yet
 -- finds out when it can. If another has less than half of what the holder has in hand, it looks too.
 local function wake_for(list, except)
-  local best, load = least_loaded_of(redis.call('HKEYS', COPIES_OF .. profile_of(list)), except)
-  local lightest, least = least_loaded_of(redis.call('ZRANGE', IDLE, 0, 7), except)
+  local best, load = least_loaded_holder(profile_of(list), except)
+  local lightest, least = least_loaded(except)
   if best then
     wake(best)
     if lightest and lightest ~= best and 2 * least < load then
@@ -314,8 +328,18 @@ local function fill(worker, profile, tokens, seconds)
   redis.call('ZADD', FILLS, stamp(now + seconds), profile .. ' ' .. worker)
 end
 
-local function filling_until(profile, worker)
-  return tonumber(string.match(redis.call('HGET', COPIES_OF .. profile, worker) or '', '^filling (%S+)'))
+-- Until when a worker computes a profile, of what `copies` has of it; nothing if it does not.
+local function filling_end(how)
+  return tonumber(string.match(how or '', '^filling (%S+)'))
+end
+
+-- Says 'held' if a worker has so many tokens of a profile on the GPU, or 'filling' if it computes them; or nothing.
+local function state_of_copy(profile, worker, how, tokens)
+  local gpu = string.match(redis.call('HGET', CACHE_OF .. worker, profile) or '', '^(%d+)')
+  if gpu and tonumber(gpu) >= tokens then
+    return 'held'
+  end
+  return (filling_end(how) or 0) > now and 'filling' or nil
 end
 
 local function forget_cache(worker)
@@ -339,7 +363,7 @@ local function forget_silent(most)
   end
   for _, fill_name in ipairs(redis.call('ZRANGE', FILLS, '-inf', stamp(now), 'BYSCORE', 'LIMIT', 0, 4 * most)) do
     local profile, worker = string.match(fill_name, '^(%S+) (.*)$')
-    if (filling_until(profile, worker) or math.huge) <= now then
+    if (filling_end(redis.call('HGET', COPIES_OF .. profile, worker)) or math.huge) <= now then
       redis.call('HDEL', COPIES_OF .. profile, worker)
     end
     redis.call('ZREM', FILLS, fill_name)
@@ -352,7 +376,7 @@ local function copies_of(profile, worker)
   local others, filling, lightest = 0, nil, nil
   local found = redis.call('HGETALL', COPIES_OF .. profile)
   for index = 1, #found, 2 do
-    local untill = tonumber(string.match(found[index + 1], '^filling (%S+)'))
+    local untill = filling_end(found[index + 1])
     if untill and untill <= now then
       redis.call('HDEL', COPIES_OF .. profile, found[index])
     elseif found[index] == worker then

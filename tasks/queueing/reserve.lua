@@ -23,6 +23,13 @@ local function note_leaving(requests, tokens)
     'requests', stamp((seen[3] or 0) * kept + requests), 'tokens', stamp((seen[4] or 0) * kept + tokens))
 end
 
+-- What an organization gets counts for whose turn is next; and where it stood is where one begins that had nothing ready.
+local function note_served(organization, tokens)
+  redis.call('HSET', RATE, 'served', redis.call('ZSCORE', SERVED, organization) or 0)
+  redis.call('ZINCRBY', SERVED, tokens, organization)
+  redis.call('SET', LAST, worker.worker)
+end
+
 -- What is due of the delayed messages goes back to its list.
 local function return_due()
   for _, tag in ipairs(redis.call('ZRANGE', DELAYED, '-inf', stamp(now), 'BYSCORE', 'LIMIT', 0, DUE_AT_ONCE)) do
@@ -141,7 +148,7 @@ end
 
 -- Completes what the strategy needs to know of lists: what is cached here of their profiles, who else has them, and how long
 -- all that waits in them has waited together.
-local function complete(candidates, organization)
+local function complete(candidates)
   local names, links, sums, ranges = {}, {}, {}, {}
   for index, candidate in ipairs(candidates) do
     names[index] = candidate.list
@@ -149,7 +156,7 @@ local function complete(candidates, organization)
   end
   local texts = redis.call('HMGET', LIST_FACTS, unpack(names))
   for index, candidate in ipairs(candidates) do
-    local facts = list_facts(texts[index]) or {static = 0, head_start = 0, chain = '', organization = organization}
+    local facts = list_facts(texts[index]) or {static = 0, head_start = 0, chain = ''}
     candidate.static, candidate.head_start, candidate.profile = facts.static, facts.head_start, profile_of(candidate.list)
     ranges[index] = #links + 1
     links[#links + 1] = candidate.profile
@@ -174,11 +181,11 @@ local function complete(candidates, organization)
   end
 end
 
--- Takes the next messages of a list. Returns them, and whether the list was left because the next one does not fit.
+-- Takes the next messages of a list. Returns them, whether the list was left because the next one does not fit, and their tokens.
 local function take(candidate, organization)
   local taken, tokens, budget, is_full, has_passed_over = {}, 0, worker.budget, false, false
-  local most = TAKES_BATCHES and worker.room or 1
-  local computes = candidate.seconds > 0 and not candidate.filling
+  -- Where a prefix is computed first, the others of it find it then.
+  local most = TAKES_BATCHES and candidate.seconds == 0 and worker.room or 1
   local path = LISTS .. candidate.list
   while stale_left > 0 do
     local element = redis.pcall('LINDEX', path, -1)
@@ -222,19 +229,16 @@ local function take(candidate, organization)
       -- Otherwise it was withdrawn and put again, and this is what was left of its first place.
       lease(tag, holder)
       tokens = tokens + header.tokens
-      taken[#taken + 1] = {tag, record, tonumber(redis.call('HGET', RETURNS, tag) or 0), header.tokens}
-      if computes and TAKES_BATCHES then
-        -- The others of it find the prefix computed.
-        most = 1
-      end
+      taken[#taken + 1] = {tag, record, tonumber(redis.call('HGET', RETURNS, tag) or 0)}
     end
   end
   speak_for_list(candidate.list, organization)
   if #taken > 0 then
     count_waiting({list = candidate.list, organization = organization, tokens = tokens}, -1, #taken)
     note_leaving(#taken, tokens)
+    note_served(organization, tokens)
   end
-  return taken, is_full
+  return taken, is_full, tokens
 end
 
 -- Whoever reads it later sees the chosen one and the cheapest of the others.
@@ -267,7 +271,7 @@ local function try(organization)
     if #candidates == 0 then
       return {}, '', false, math.huge
     end
-    complete(candidates, organization)
+    complete(candidates)
     local best, soonest = nil, math.huge
     for _, candidate in ipairs(candidates) do
       candidate.price, candidate.eligible_at = consider(candidate, worker)
@@ -280,14 +284,16 @@ local function try(organization)
     if not best then
       return {}, '', false, soonest
     end
-    local taken, is_full = take(best, organization)
+    local taken, is_full, tokens = take(best, organization)
     if #taken > 0 then
-      if best.seconds > 0 and best.static > 0 then
+      if best.seconds > 0 then
         -- Half as long again as it should take, behind what is computed already.
         fill(worker.worker, best.profile, best.static,
           0.5 + 1.5 * (worker.in_flight + best.static) / worker.prefill_rate)
       end
-      return taken, told(candidates, best, #taken), is_full, soonest
+      local why = told(candidates, best, #taken)
+      worker.room, worker.load = worker.room - #taken, worker.load + tokens
+      return taken, why, is_full, soonest
     elseif is_full then
       return {}, '', true, soonest
     end
@@ -311,18 +317,7 @@ if not is_full then
     else
       local taken, why, full, next_at = try(organization)
       soonest, looked = math.min(soonest, next_at), looked + 1
-      if #taken > 0 then
-        local served = redis.call('ZSCORE', SERVED, organization) or 0
-        redis.call('HSET', RATE, 'served', served)
-        redis.call('SET', LAST, worker.worker)
-        local tokens = 0
-        for index, one in ipairs(taken) do
-          tokens = tokens + one[4]
-          messages[index] = {one[1], one[2], one[3]}
-        end
-        redis.call('ZINCRBY', SERVED, tokens, organization)
-        decision, worker.room, worker.load = why, worker.room - #taken, worker.load + tokens
-      end
+      messages, decision = taken, why
       is_full = full or worker.room <= 0
       if #taken > 0 or full or looked == ORGANIZATIONS then
         break

@@ -64,7 +64,7 @@ class Channel(kombu_redis.Channel):
         #: Who consumes, to the queue, and what it would take now. Without a worker behind it, one message at a time.
         self.worker = self.holder
         self.wish: Callable[[], Wish] = self._plain_wish
-        #: Has `nudge` called in so many seconds; without it, a read blocks for no longer than that.
+        #: Has `look_again` called in so many seconds; without it, a read blocks for no longer than that.
         self.call_later: Callable[[float], None] | None = None
         #: Whether something waits that this consumer was not given, for want of room or because it is another's.
         self.left = False
@@ -72,19 +72,12 @@ class Channel(kombu_redis.Channel):
         self._look_at_once = True
         self._asked_with = "BRPOP"
 
-    def nudge(self) -> None:
-        """Have this consumer look again, if it blocks. Any thread may call it. Raises redis.RedisError."""
-        with self._asking() as (client, _scripts):
-            wake = self._keys.wake_of(self.worker)
-            if not client.llen(wake):
-                client.lpush(wake, 1)
-
     def look_again(self) -> None:
         """Have this consumer look again, since it has room or something is due. For the thread that consumes."""
         if not self._in_poll:
             self._look_at_once = True
         elif self.left:
-            self.nudge()
+            self._mark(self._keys.wake_of(self.worker))
 
     def restore_ended(self) -> int:
         """Put the messages back on their lists whose lease has ended; return how many there were."""
@@ -217,9 +210,7 @@ class Channel(kombu_redis.Channel):
         if self._closing or FAMILY not in self.active_queues:
             if reply:
                 # The marker was for a consumer that is no more: the next one gets it.
-                with self._asking() as (client, _scripts):
-                    if not client.llen(self._keys.wake):
-                        client.lpush(self._keys.wake, 1)
+                self._mark(self._keys.wake)
             raise virtual.base.Empty
         # With a marker or without one: a marker may have been lost.
         messages = self._reserve(self.wish())
@@ -228,6 +219,12 @@ class Channel(kombu_redis.Channel):
         for message in messages:
             self.connection._deliver(message, FAMILY)
         return True
+
+    def _mark(self, wake: str) -> None:
+        """Put a marker into a list, unless one is there."""
+        with self._asking() as (client, _scripts):
+            if not client.llen(wake):
+                client.lpush(wake, 1)
 
     def _run(self, name: str, *arguments: Argument) -> Any:
         with self._asking() as (_client, scripts):

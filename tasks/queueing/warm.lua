@@ -16,7 +16,7 @@ for _, profile in ipairs(cjson.decode(ARGV[4])) do
   spared[profile] = true
 end
 for _, profile in ipairs(cjson.decode(ARGV[5])) do
-  if string.find(redis.call('HGET', COPIES_OF .. profile, worker) or '', '^filling') then
+  if filling_end(redis.call('HGET', COPIES_OF .. profile, worker)) then
     redis.call('HDEL', COPIES_OF .. profile, worker)
   end
 end
@@ -45,14 +45,7 @@ local function is_missing(profile, wish)
   local found = redis.call('HGETALL', COPIES_OF .. profile)
   for index = 1, #found, 2 do
     local holder = found[index]
-    local untill = string.match(found[index + 1], '^filling (%S+)')
-    local counts
-    if untill then
-      counts = tonumber(untill) > now
-    else
-      local gpu = string.match(redis.call('HGET', CACHE_OF .. holder, profile) or '', '^(%d+)')
-      counts = gpu and tonumber(gpu) >= wish.static_tokens
-    end
+    local counts = state_of_copy(profile, holder, found[index + 1], wish.static_tokens)
     if counts and holder == worker then
       return false
     end

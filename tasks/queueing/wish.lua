@@ -24,14 +24,10 @@ end
 local answer = {copies, alive}
 local found = redis.call('HGETALL', COPIES_OF .. profile)
 for index = 1, #found, 2 do
-  local worker, untill = found[index], string.match(found[index + 1], '^filling (%S+)')
-  local gpu = string.match(redis.call('HGET', CACHE_OF .. worker, profile) or '', '^(%d+)')
-  if is_alive(worker) then
-    if gpu and tonumber(gpu) >= static then
-      answer[#answer + 1] = 'held ' .. worker
-    elseif untill and tonumber(untill) > now then
-      answer[#answer + 1] = 'filling ' .. worker
-    end
+  local worker = found[index]
+  local state = is_alive(worker) and state_of_copy(profile, worker, found[index + 1], static)
+  if state then
+    answer[#answer + 1] = state .. ' ' .. worker
   end
 end
 return answer
