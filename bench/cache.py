@@ -33,14 +33,12 @@ import sqlalchemy as sa
 from bench.chaoslab.lab import quantile
 from bench.chaoslab.site import Plan, Site
 from bench.enginelab import cores
-from bench.enginelab.checkpoint import endless
+from bench.enginelab.checkpoint import endless, model_folder
 from bench.enginelab.prompts import Ask, Prompts
 from bench.enginelab.through import START_S, play_over_http
 from bench.overheadlab.comparing import say
 from bench.report import arguments, finish
-from tasks.settings import DEFAULT_MODEL
 from worker_gpu.engines.vllm_settings import CPU_BLOCK_TOKENS
-from worker_gpu.models import smollm2
 
 FIFO, AWARE, TIERED = "fifo", "cache_aware_continuous", "cache_aware_continuous with RAM"
 WORKERS = 2
@@ -75,8 +73,6 @@ def main() -> None:
     options = parser.parse_args()
     # So that everything is stopped, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if not smollm2.is_prepared(DEFAULT_MODEL):
-        smollm2.prepare(DEFAULT_MODEL)
     with tempfile.TemporaryDirectory() as made:
         figures = compare(options, Path(made))
     finish("cache", options, figures, {"ttft_p50 part of fifo": ("<=", 1.0), "hits more than fifo": (">=", 0.0)})
@@ -84,7 +80,7 @@ def main() -> None:
 
 def compare(options: Namespace, folder: Path) -> dict[str, float]:
     """Have each strategy serve the same requests; return all figures."""
-    model = endless(DEFAULT_MODEL, folder / "model")
+    model = endless(model_folder(None), folder / "model")
     profiles = folder / "profiles"
     profiles.mkdir()
     prompts = Prompts(model, profiles, options.seed)

@@ -34,14 +34,13 @@ from typing import Any
 import psutil
 
 from bench.enginelab import cores
-from bench.enginelab.checkpoint import SHAPES, endless, shape_only
+from bench.enginelab.checkpoint import add_model_options, endless, model_folder, shape_only
 from bench.enginelab.direct import Direct
 from bench.enginelab.prompts import Prompts
 from bench.enginelab.rounds import Round
 from bench.enginelab.through import Through
 from bench.report import arguments, finish
-from tasks.settings import DEFAULT_MODEL, PREFIX, EngineGroup, SchedulingGroup, Settings
-from worker_gpu.models import smollm2
+from tasks.settings import PREFIX, EngineGroup, SchedulingGroup, Settings
 
 Side = Callable[[Any, int], Round]
 SIDES = ("direct", "gateway")
@@ -144,10 +143,7 @@ def _steps(play: Side, prompts: Prompts, options: Namespace) -> dict[str, float]
 def _options() -> Namespace:
     parser = arguments(__doc__)
     add = parser.add_argument
-    add(
-        "--model", type=Path, metavar="FOLDER", help="a checkpoint; default: SmolLM2-135M, which is prepared if missing"
-    )
-    add("--shape", choices=sorted(SHAPES), help="take only the tokenizer from the model; wants load_format dummy")
+    add_model_options(parser)
     add("--concurrency", type=int, nargs="+", default=[16], metavar="C", help="clients; default: 16")
     add("--pairs", type=int, default=5, help="default: %(default)s")
     add("--turns", type=int, default=2, help="questions of a client in a round; default: %(default)s")
@@ -172,9 +168,7 @@ def _has_accelerator() -> bool:
 
 
 def _checkpoint(options: Namespace, folder: Path) -> Path:
-    model = options.model or DEFAULT_MODEL
-    if options.model is None and not smollm2.is_prepared(model):
-        smollm2.prepare(model)
+    model = model_folder(options.model)
     return shape_only(options.shape, model, folder) if options.shape else endless(model, folder)
 
 

@@ -30,12 +30,11 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from bench.enginelab.checkpoint import SHAPES, shape_only
+from bench.enginelab.checkpoint import add_model_options, model_folder, shape_only
 from bench.enginelab.prompts import Ask, Prompts
 from bench.report import arguments, finish
 from tasks.job import Sampling
 from tasks.settings import (
-    DEFAULT_MODEL,
     KEY_BYTES,
     CachingGroup,
     EngineGroup,
@@ -45,7 +44,6 @@ from tasks.settings import (
 )
 from worker_gpu.engines.base import GenerationRequest
 from worker_gpu.engines.vllm import VllmEngine
-from worker_gpu.models import smollm2
 
 STATES = ("cold", "cached", "ram", "disk")
 #: Less than this share of a profile found is another state than the one that is measured: the rest is a part of a block.
@@ -139,10 +137,7 @@ def _forget(files: Path) -> None:
 def _options() -> Namespace:
     parser = arguments(__doc__)
     add = parser.add_argument
-    add(
-        "--model", type=Path, metavar="FOLDER", help="a checkpoint; default: SmolLM2-135M, which is prepared if missing"
-    )
-    add("--shape", choices=sorted(SHAPES), help="take only the tokenizer from the model; wants load_format dummy")
+    add_model_options(parser)
     add("--profiles", type=int, default=5, help="default: %(default)s")
     add("--profile-tokens", type=int, default=1500, help="default: %(default)s")
     add("--prompt-tokens", type=int, default=16, help="of a question; default: %(default)s")
@@ -158,9 +153,7 @@ def _options() -> Namespace:
 
 
 def _checkpoint(options: Namespace, folder: Path) -> Path:
-    model = Path(options.model or DEFAULT_MODEL)
-    if options.model is None and not smollm2.is_prepared(model):
-        smollm2.prepare(model)
+    model = model_folder(options.model)
     return shape_only(options.shape, model, folder) if options.shape else model
 
 

@@ -41,6 +41,7 @@ from pydantic_settings import (
 
 from tasks.errors import ConfigurationError
 from tasks.queueing.address import parse
+from tasks.queueing.pull import Strategy
 
 PREFIX = "METAQORE_"
 CONFIG_VARIABLE = "METAQORE_CONFIG"
@@ -113,16 +114,16 @@ class CachingGroup(Group):
     static_prefix_caching: bool = True
     radix_tree_ttl_seconds: int = Field(default=3600, ge=1)
 
+    tiers: TiersGroup = TiersGroup()
+
     @property
     def keeps_prefixes(self) -> bool:
         """Tell whether what was computed of a profile serves the next request."""
         return self.kv_cache_enabled and self.static_prefix_caching
 
-    tiers: TiersGroup = TiersGroup()
-
     @model_validator(mode="after")
     def _tiers_have_a_cache_above(self) -> CachingGroup:
-        if self.tiers.ram_gib and not (self.kv_cache_enabled and self.static_prefix_caching):
+        if self.tiers.ram_gib and not self.keeps_prefixes:
             raise ValueError("tiers need kv_cache_enabled and static_prefix_caching")
         return self
 
@@ -130,7 +131,7 @@ class CachingGroup(Group):
 class SchedulingGroup(Group):
     """Which request runs next, and how much at once."""
 
-    strategy: Literal["cache_aware_continuous", "least_loaded", "round_robin", "fifo"] = Field(
+    strategy: Strategy = Field(
         default="cache_aware_continuous", description="Which waiting request a worker takes, and which worker takes it."
     )
     max_batch_tokens: int = Field(

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tasks.job import Sampling
 from tasks.logs import get_logger
+from worker_gpu.asking import one_token
 from worker_gpu.engines.base import GenerationRequest
 from worker_gpu.engines.kv_events import GPU, BlockStored, KvEvent
 
@@ -82,5 +82,4 @@ class Freshness:
 
 def one_token_of(profile: str, use: Use) -> GenerationRequest:
     """Return the request that uses a profile. A token follows it, since the last one of a prompt is never found cached."""
-    ids = [*use.token_ids, use.token_ids[-1]]
-    return GenerationRequest(f"fresh-{profile}", ids, Sampling(max_tokens=1, seed=0), use.cache_salt)
+    return one_token(f"fresh-{profile}", [*use.token_ids, use.token_ids[-1]], use.cache_salt)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import aclosing
 from typing import Final
 
 from tasks.errors import GatewayError
 from tasks.logs import get_logger
 from tasks.metrics import worker as metrics
+from worker_gpu.asking import run_unasked
 from worker_gpu.freshness import LOOK_EVERY_S, Use, one_token_of
 from worker_gpu.parts import Parts
 
@@ -40,17 +40,12 @@ class Refresher:
 
     async def _use(self, profile: str, use: Use) -> None:
         """Have the engine use a profile. Nobody waits for it, so nothing that goes wrong matters."""
-        request, loop = one_token_of(profile, use), asyncio.get_running_loop()
-        taken = self._admission.deliver(len(request.prompt_token_ids), len(use.token_ids))
+        request = one_token_of(profile, use)
         try:
-            async with asyncio.timeout(LONGEST_S), aclosing(self._engine.generate(request)) as deltas:
-                async for delta in deltas:
-                    self._admission.begin(taken, delta.cached_tokens, delta.prefill_s, loop.time())
+            async with asyncio.timeout(LONGEST_S):
+                await run_unasked(self._engine, self._admission, request, len(use.token_ids), self._freed)
             metrics.REFRESHED.inc()
         except (GatewayError, TimeoutError) as error:
             logger.warning("a profile could not be used again", error=type(error).__name__)
         except Exception as error:  # requests must go on; its text may quote the prompt
             logger.error("unexpected error while a profile was used again", error=type(error).__name__)
-        finally:
-            self._admission.end(taken)
-            self._freed()

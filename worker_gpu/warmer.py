@@ -18,18 +18,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
 from tasks.errors import GatewayError
-from tasks.job import Sampling
 from tasks.logs import get_logger
 from tasks.metrics import worker as metrics
 from tasks.queueing.keys import QueueKeys, script
 from tasks.queueing.pull import Wish
-from worker_gpu.asking import cache_salt_of
-from worker_gpu.engines.base import GenerationRequest
+from worker_gpu.asking import cache_salt_of, one_token, run_unasked
 from worker_gpu.parts import Parts
 from worker_gpu.profiles import StaticPart
 
@@ -118,24 +115,11 @@ class Warmer:
         self._kept[profile] = _Kept(tokens, loop.time() + rest_s)
 
     async def _compute(self, profile: str, part: StaticPart) -> None:
-        """Have the engine compute a static part, counted among what the worker has in hand."""
+        """Have the engine compute a static part."""
         cache_salt = cache_salt_of(part.organization, self._salt)
         self._cache.register(profile, part.chain, len(part.token_ids), part.token_ids, cache_salt)
-        request = GenerationRequest(
-            request_id=f"warm-{profile}",
-            prompt_token_ids=list(part.token_ids),
-            sampling=Sampling(max_tokens=1, seed=0),
-            cache_salt=cache_salt,
-        )
-        taken = self._admission.deliver(len(part.token_ids), self._cache.cached(profile)[0])
-        try:
-            async with aclosing(self._engine.generate(request)) as deltas:
-                async for delta in deltas:
-                    now = asyncio.get_running_loop().time()
-                    self._admission.begin(taken, delta.cached_tokens, delta.prefill_s, now)
-        finally:
-            self._admission.end(taken)
-            self._freed()
+        request = one_token(f"warm-{profile}", part.token_ids, cache_salt)
+        await run_unasked(self._engine, self._admission, request, self._cache.cached(profile)[0], self._freed)
 
     async def _is_there(self, profile: str, tokens: int) -> bool:
         """Tell whether the KV cache has a profile, as it tells itself; its events may take a moment."""

@@ -7,9 +7,13 @@ end of an answer, so the checkpoint is told another end: a special token that th
 from __future__ import annotations
 
 import json
+from argparse import ArgumentParser
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tasks.settings import DEFAULT_MODEL
+from worker_gpu.models import smollm2
 
 #: Published shapes, as vLLM reads them from a configuration. The vocabulary is the tokenizer's.
 SHAPES: Mapping[str, Mapping[str, Any]] = {
@@ -34,6 +38,23 @@ ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 REWRITTEN = ("config.json", "generation_config.json", "tokenizer_config.json")
 #: Kernels want a vocabulary that divides well.
 VOCABULARY_MULTIPLE = 128
+
+
+def add_model_options(parser: ArgumentParser) -> None:
+    """Let a benchmark be told which model to measure, and in which shape."""
+    parser.add_argument(
+        "--model", type=Path, metavar="FOLDER", help="a checkpoint; default: SmolLM2-135M, which is prepared if missing"
+    )
+    parser.add_argument(
+        "--shape", choices=sorted(SHAPES), help="take only the tokenizer from the model; wants load_format dummy"
+    )
+
+
+def model_folder(chosen: Path | None) -> Path:
+    """Return the checkpoint that was chosen, or the small model, which is prepared if it is missing."""
+    if chosen is None and not smollm2.is_prepared(DEFAULT_MODEL):
+        smollm2.prepare(DEFAULT_MODEL)
+    return chosen or DEFAULT_MODEL
 
 
 def endless(source: Path, folder: Path) -> Path:

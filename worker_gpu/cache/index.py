@@ -26,11 +26,10 @@ from typing import Final
 
 from tasks.job import Chain
 from tasks.prompts.radix import NOTHING, Node, RadixTree
+from tasks.queueing.pull import Held
 from worker_gpu.cache.blocks import HeldBlocks
 from worker_gpu.engines.base import Engine
 
-#: Tokens of a link that are on the GPU; there or in RAM; there, in RAM or on disk.
-Held = tuple[int, int, int]
 #: Blocks of all registered profiles, shared ones counted once; about 250 bytes each.
 MAX_KEYS: Final = 200_000
 #: A profile's use is noted at most so often, as a share of the TTL.

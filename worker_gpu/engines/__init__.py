@@ -37,7 +37,7 @@ def _simulated(settings: Settings) -> Engine:
     arguments = {
         "max_num_seqs": engine.max_num_seqs,
         "max_batch_tokens": settings.scheduling.max_batch_tokens,
-        "prefix_caching": caching.kv_cache_enabled and caching.static_prefix_caching,
+        "prefix_caching": caching.keeps_prefixes,
         **({} if engine.max_model_len is None else {"max_model_len": engine.max_model_len}),
         **engine.options,
     }

@@ -36,7 +36,7 @@ def engine_arguments(settings: Settings, on_cpu: bool) -> dict[str, Any]:
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": settings.scheduling.max_batch_tokens,
         "dtype": engine.dtype,
-        "enable_prefix_caching": caching.kv_cache_enabled and caching.static_prefix_caching,
+        "enable_prefix_caching": caching.keeps_prefixes,
         "prefix_caching_hash_algo": vllm_hashes.ALGORITHM,
         "enable_log_requests": False,
     }

@@ -39,14 +39,6 @@ def database_kind(request: pytest.FixtureRequest) -> str:
     return kind
 
 
-@pytest.fixture
-def fleet(client: FlaskClient, redis_url: str) -> Iterator[Fleet]:
-    """Return the fleet of the gateway's Redis, in which no worker is yet."""
-    del client
-    with redis.Redis.from_url(redis_url) as connection:
-        yield Fleet(connection)
-
-
 @contextmanager
 def computing(fleet: Fleet, *workers: str) -> Iterator[list[tuple[str, str]]]:
     """Have workers compute what is wished for, until the end; yields who was told to compute what."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-import redis
 from click.testing import CliRunner, Result
 from flask.testing import FlaskClient
 
@@ -21,14 +20,6 @@ def database_kind(request: pytest.FixtureRequest) -> str:
     """Return one kind of database: the statements are those of the routes, which are tried on both."""
     kind: str = request.param
     return kind
-
-
-@pytest.fixture
-def fleet(client: FlaskClient, redis_url: str) -> Iterator[Fleet]:
-    """Return the fleet of the gateway's Redis, in which no worker is yet."""
-    del client
-    with redis.Redis.from_url(redis_url) as connection:
-        yield Fleet(connection)
 
 
 def command(*arguments: object) -> Result:

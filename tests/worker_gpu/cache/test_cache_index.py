@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tasks.prompts.radix import Tier
+from tasks.queueing.pull import Held
 from tests.worker_gpu.cache.told_engine import BLOCK_SIZE, ToldEngine, Word, blocks_of, tokens_of
 from worker_gpu.cache import CacheIndex, index
-from worker_gpu.cache.index import Held
 from worker_gpu.engines.kv_events import CPU, DISK, GPU
 
 WORDS = st.text("ab", min_size=1, max_size=13)
