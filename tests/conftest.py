@@ -5,10 +5,12 @@ A service is started once per test process, so once per worker under pytest-xdis
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from tests.conforming import watched
 from tests.measuring import unmeasured_children
 from tests.services import PostgresServer, RedisServer, require
 from tests.tiny_model import make_tiny_model
+from tests.tokenised_once import tokenised_once
 
 ROOT = Path(__file__).parents[1]
 #: Where vLLM's engine runs. Two at once would take each other's processors, and many times as long.
@@ -49,9 +52,23 @@ LONG = (
 )
 #: Where vLLM is only served or asked. To measure its own processes too makes them half as slow again, and finds nothing:
 #: what of ours they run is tested beside it, where it is measured.
+#:
+#: And where gateways and workers are killed in the end, which loses what was measured, or do the same as those of a file
+#: that is not named here: a gateway that is measured takes twice as long to start.
 UNMEASURED = (
+    "tests/gateway_app/batches/test_driver.py",
+    "tests/gateway_app/kv_cache/test_isolation.py",
+    "tests/gateway_app/openai/test_chat_client.py",
     "tests/gateway_app/openai/test_tools_and_forms.py",
+    "tests/gateway_app/profiles/test_shared_base.py",
+    "tests/gateway_app/responses/test_responses_answers.py",
+    "tests/gateway_app/test_gunicorn_stop.py",
+    "tests/gateway_app/test_openapi.py",
+    "tests/gateway_app/test_rolling_restart.py",
+    "tests/gateway_app/test_synchronous.py",
+    "tests/privacy/test_no_canary.py",
     "tests/test_journey.py",
+    "tests/tracing/test_off.py",
     "tests/worker_gpu/engines/test_vllm.py",
 )
 
@@ -88,8 +105,29 @@ def measured_children(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def new_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that makes an empty folder with a name like this.
+
+    pytest's own looks through all folders that there are for the next number, which takes longer with each test.
+    """
+    root, numbers = tmp_path_factory.mktemp("tests"), itertools.count()
+
+    def make(name: str) -> Path:
+        (folder := root / f"{name}{next(numbers)}").mkdir(mode=0o700)
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, new_folder: Callable[[str], Path]) -> Path:
+    """Return an empty folder of this test, in place of pytest's."""
+    return new_folder(re.sub(r"\W", "_", request.node.name)[:30])
+
+
 @pytest.fixture(autouse=True)
-def secrets_directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def secrets_directory(new_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Give the test default settings and fresh secrets, whose folder is returned.
 
     The developer's own environment, gateway.json and var/ are out of reach.
@@ -97,7 +135,7 @@ def secrets_directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     for name in os.environ:
         if name.startswith((PREFIX, "OTEL_")) or name in ("REDIS_URL", "DATABASE_URL"):
             monkeypatch.delenv(name)
-    folder = tmp_path_factory.mktemp("settings")
+    folder = new_folder("settings")
     (folder / "gateway.json").write_text("{}", encoding="utf-8")
     directory = folder / "secrets"
     directory.mkdir(mode=0o700)
@@ -177,6 +215,13 @@ def migrated_url(request: pytest.FixtureRequest, database_kind: str, sqlite_temp
         return f"sqlite:///{shutil.copy(sqlite_template, tmp_path)}"
     server: PostgresServer = request.getfixturevalue("postgres_server")
     return server.migrated_url(upgrade)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shared_layouts() -> Iterator[None]:
+    """Let the gateways of this process share what tokenising the shipped profiles gives."""
+    with tokenised_once(ROOT / "profiles"):
+        yield
 
 
 @pytest.fixture(scope="session")

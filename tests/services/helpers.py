@@ -20,6 +20,10 @@ T = TypeVar("T")
 #: be given that very port, connect to itself, and keep the server from coming back.
 PORTS = range(20_000, 32_000)
 POLL_S = 0.01
+#: A look at a service takes processor time of those that are to change it; so a pause is this many times as long as the
+#: look before it, within these bounds.
+PAUSES_PER_LOOK = 3
+LONGEST_PAUSE_S = 0.2
 
 
 def require(module_name: str) -> Path:
@@ -59,10 +63,13 @@ def wait_until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
     Raises TimeoutError, which says `what` did not come.
     """
     deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
     while not (value := predicate()):
-        if time.monotonic() > deadline:
+        looked = time.monotonic()
+        if looked > deadline:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}")
-        time.sleep(POLL_S)
+        time.sleep(min(max(POLL_S, PAUSES_PER_LOOK * (looked - began)), LONGEST_PAUSE_S))
+        began = time.monotonic()
     return value
 
 
