@@ -4,7 +4,8 @@ Text that comes within a few milliseconds travels as one frame, and the frames o
 With many streams the milliseconds become more, up to the fifth of a second that no reader minds. Streams keep their own
 time: a crowd goes out in several small pipelines, one after another, so that whoever relays and reads the first works
 while the next is made, and no token waits for the frames of all others. The first frame, which says only that there is
-an attempt, waits a moment for the text to go with it; the last frame, for which somebody may wait, goes at once.
+an attempt, waits a moment for the text to go with it. What somebody waits for goes at once: the first text, and the last
+frame.
 
 The worker never waits for a client, whom it does not know, and while it runs it never waits for Redis either. What cannot
 be sent is sent when Redis is back, however long that takes, and costs no memory of its own: frames are made, for each try
@@ -79,14 +80,18 @@ class RequestStream:
         return Cursor(self.attempt, len(self._carried) + 1)
 
     def write(self, delta: Delta) -> None:
-        """Send what a delta says, soon."""
+        """Send what a delta says, soon; the first one at once."""
         self._tokens = delta.output_tokens
         if delta.text or delta.tool_calls or delta.logprobs:
+            is_first = not self._carried and not self._waiting
             waiting = self._waiting.setdefault(delta.choice, [])
             waiting.append(delta)
             if len(waiting) >= JOINED_AT_MOST:
                 self.cut()
-            self._writer.wake(self)
+            if is_first:
+                self._writer.hurry(self)
+            else:
+                self._writer.wake(self)
 
     def cut(self) -> None:
         """Make a frame of what waits, one a choice, so that what was written so far has its place in the stream."""

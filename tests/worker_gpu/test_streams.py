@@ -108,6 +108,29 @@ def test_what_is_too_much_for_once_goes_out_in_parts(redis_url: str) -> None:
     with_writer(redis_url, work)
 
 
+def test_the_first_text_waits_for_no_other(redis_url: str) -> None:
+    """Text gathers for a second here, but somebody waits for the first of it. What comes right after it is joined."""
+    request_id, join_ms = new_request_id(), 1000.0
+
+    async def work(writer: StreamWriter) -> None:
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        stream = writer.open(request_id, KEY, 1)
+        stream.write(word(0))
+        await stream.sent.wait()
+        print(f"sent after {(clock() - began) * 1000:.0f} ms")
+        assert clock() - began < join_ms / 1000
+        assert [frame.event for frame in frames_in(redis_url, request_id)] == ["started", "delta"]
+        for number in range(1, 5):
+            stream.write(word(number))
+            await asyncio.sleep(0.01)
+        stream.cut()
+        await stream.end(completed(stream.next_cursor, result_of(stream)))
+        assert [piece.text for piece in stream.pieces] == ["0 ", "1 2 3 4 "]
+
+    with_writer(redis_url, work, join_ms=join_ms)
+
+
 def test_readers_who_do_not_read_hold_up_nobody(redis_url: str) -> None:
     """A hundred of them ask Redis for everything and take nothing. The worker does not know them: each write returns at once,
     and the end is as prompt as in peace.
