@@ -14,8 +14,9 @@ Nothing here reads a clock or waits, so that the same rules can be driven in vir
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from tasks.queueing.pull import Wish
 from worker_gpu.engines.base import EngineLoad
@@ -23,13 +24,16 @@ from worker_gpu.prefill_rate import PrefillRate
 
 #: The share of the KV cache that is left to the sequences that run, which grow with each token.
 GROWTH: Final = 0.02
+#: A profile is told of that has one in so many of the requests that the engine runs at once.
+HOT: Final = 8
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
     """The KV cache, in tokens: how many it holds, and how many can be had without evicting a prefix that is known.
 
-    Rates are those of loading from RAM and from disk, in tokens a second. 0 is what is not known, or not there.
+    What runs may have some of the latter for itself. Rates are those of loading from RAM and from disk, in tokens a second. 0 is what is not known, or not there.
     """
 
     capacity_tokens: int = 0
@@ -38,12 +42,25 @@ class Memory:
     disk_rate: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Whose a request is, if it is anybody's, and what it shares with others in the KV cache: its profile, of so many tokens."""
+
+    organization: str = ""
+    profile: str = ""
+    static_tokens: int = 0
+
+
+NOBODY: Final = Share()
+
+
 @dataclass(slots=True, eq=False)
 class Taken:
     """A request in hand: the tokens of its prompt, and those of them that are to be computed, while it is `in_flight`."""
 
     prompt_tokens: int
     uncached: int
+    share: Share
     in_flight: bool = False
 
 
@@ -57,15 +74,18 @@ class Admission:
         self._max_tokens = max_tokens
         self._lock = threading.Lock()
         self._in_hand: set[Taken] = set()
+        self._organizations, self._shares = Counter[str](), Counter[Share]()
         self._load = 0
         self._in_flight, self._not_begun = 0, 0
 
-    def deliver(self, prompt_tokens: int, cached_tokens: int = 0) -> Taken:
+    def deliver(self, prompt_tokens: int, cached_tokens: int = 0, share: Share = NOBODY) -> Taken:
         """Take a request in hand, of whose prompt so many tokens should be found in the KV cache."""
-        taken = Taken(prompt_tokens, max(1, prompt_tokens - cached_tokens))
+        taken = Taken(prompt_tokens, max(1, prompt_tokens - cached_tokens), share)
         with self._lock:
             self._in_hand.add(taken)
             self._load += prompt_tokens
+            self._organizations[share.organization] += 1
+            self._shares[share] += 1
             self._count(taken, in_flight=True)
         return taken
 
@@ -93,6 +113,8 @@ class Admission:
                 self._count(taken, in_flight=False)
                 self._in_hand.remove(taken)
                 self._load -= taken.prompt_tokens
+                _take_one(self._organizations, taken.share.organization)
+                _take_one(self._shares, taken.share)
 
     @property
     def in_hand(self) -> int:
@@ -111,7 +133,10 @@ class Admission:
                 prefill_rate=self.prefill_rate.value,
                 ram_rate=memory.ram_rate,
                 disk_rate=memory.disk_rate,
-                free_tokens=memory.free_tokens,
+                free_tokens=max(0, memory.free_tokens - self._own_tokens(load, memory.capacity_tokens)),
+                seats=self.max_requests,
+                organizations=tuple(name for name in self._organizations if name),
+                hot=self._hot(),
             )
 
     def takes_more(self, load: EngineLoad, capacity_tokens: int) -> bool:
@@ -119,16 +144,44 @@ class Admission:
         with self._lock:
             return self._in_flight < self._max_tokens and self._room(load, capacity_tokens) > 0
 
+    @property
+    def places(self) -> int:
+        """Return how many more requests the engine could run."""
+        return max(0, self.max_requests - len(self._in_hand))
+
+    def own_tokens(self, load: EngineLoad, capacity_tokens: int) -> int:
+        """Return how many tokens of the KV cache what runs has for itself: they are no profile's, and not to be had now."""
+        with self._lock:
+            return self._own_tokens(load, capacity_tokens)
+
+    def _hot(self) -> dict[str, int]:
+        return {
+            share.profile: runs
+            for share, runs in self._shares.items()
+            if share.profile and HOT * runs >= self.max_requests
+        }
+
+    def _own_tokens(self, load: EngineLoad, capacity_tokens: int) -> int:
+        # Profiles that have a base in common share it, so this is a little less than there is.
+        shared = sum(share.static_tokens for share in self._shares)
+        return max(0, round((load.kv_usage or 0.0) * capacity_tokens) - shared)
+
     def _room(self, load: EngineLoad, capacity_tokens: int) -> int:
         if self._in_hand and is_full(load, capacity_tokens, self._not_begun, self._in_flight):
             return 0
-        return max(0, self.max_requests - len(self._in_hand))
+        return self.places
 
     def _count(self, taken: Taken, *, in_flight: bool) -> None:
         change = in_flight - taken.in_flight
         self._in_flight += change * taken.uncached
         self._not_begun += change
         taken.in_flight = in_flight
+
+
+def _take_one(counter: Counter[T], what: T) -> None:
+    counter[what] -= 1
+    if not counter[what]:
+        del counter[what]
 
 
 def takes_more(wish: Wish) -> bool:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from tasks.crypto import derive
 from tasks.job import Job, Sampling
-from worker_gpu.admission import Admission
+from worker_gpu.admission import Admission, Share
 from worker_gpu.engines.base import Engine, GenerationRequest
 
 
@@ -34,14 +34,19 @@ def one_token(request_id: str, token_ids: Sequence[int], cache_salt: str) -> Gen
 
 
 async def run_unasked(
-    engine: Engine, admission: Admission, request: GenerationRequest, cached_tokens: int, freed: Callable[[], object]
+    engine: Engine,
+    admission: Admission,
+    request: GenerationRequest,
+    cached_tokens: int,
+    share: Share,
+    freed: Callable[[], object],
 ) -> None:
     """Run what no client waits for, counted among what the worker has in hand, and call `freed` when it is not any more.
 
     `cached_tokens` of its prompt should be found in the KV cache. Raises what `Engine.generate` does.
     """
     loop = asyncio.get_running_loop()
-    taken = admission.deliver(len(request.prompt_token_ids), cached_tokens)
+    taken = admission.deliver(len(request.prompt_token_ids), cached_tokens, share)
     try:
         async with aclosing(engine.generate(request)) as deltas:
             async for delta in deltas:

@@ -16,6 +16,7 @@ from tasks.queueing.decision import MOST_TOKENS, Decision
 from tasks.queueing.keys import TASK_NAME
 from tasks.queueing.qos import is_ours
 from tasks.queueing.transport import decision_of, lease_tag, record_of, returns_of
+from worker_gpu.admission import NOBODY, Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,14 @@ class Delivery:
     def cached_tokens(self) -> int:
         """Return how many of its tokens should be found in the KV cache."""
         return self.decision.predicted_tokens if self.decision else 0
+
+    @property
+    def share(self) -> Share:
+        """Return whose it is and with what profile, as far as the queue said so."""
+        if self.decision is None:
+            return NOBODY
+        winner = self.decision.winner
+        return Share(self.decision.organization or "", winner.static_profile_hash, winner.static)
 
 
 def tag_of(message: Any) -> str | None:

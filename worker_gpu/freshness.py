@@ -5,11 +5,11 @@ and its answer, which are hardly ever found again and yet are younger than a pro
 profiles nearly fill the cache, one that is asked for every few seconds is evicted all the same, and computed for each request.
 
 Using it makes it young: a request for one token, whose prompt is the profile, finds all of it cached and costs the engine a
-single token. It is due once the engine has stored `STORED_SHARE` of what the cache has room for beside profiles since the
+single token. It is due once the engine has stored `STORED_SHARE` of what the cache has room for beside profiles and what runs since the
 profile was used. Nothing is due where nothing is stored, so an idle engine stays idle.
 
 It is bounded: only profiles that requests used in the last `KEPT_S` are kept, the latest first, and no more of them than
-`KEPT_SHARE` of the cache holds. Beyond that, keeping one would only push out another.
+the cache holds beside what runs. Beyond that, keeping one would only push out another.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from worker_gpu.engines.kv_events import GPU, BlockStored, KvEvent
 
 logger = get_logger(__name__)
 STORED_SHARE: Final = 0.25
-KEPT_SHARE: Final = 0.9
 KEPT_S: Final = 60.0
-#: How often it is looked whether one is due, and how many are asked for at once.
+#: How often it is looked whether one is due, and how many are asked for at once: as many as there is room for beside requests,
+#: and a few where there is none.
 LOOK_EVERY_S: Final = 0.25
-AT_ONCE: Final = 32
+FEW: Final = 8
 
 
 @dataclass(slots=True)
@@ -60,24 +60,30 @@ class Freshness:
         self._uses[profile] = Use(token_ids, cache_salt, now, self._stored)
         self._uses.move_to_end(profile)
 
-    def due(self, capacity_tokens: int, free_tokens: int, now: float, held: Callable[[str], int]) -> dict[str, Use]:
-        """Return the profiles that should be used again now, and note that they are.
+    def due(
+        self, room_tokens: int, free_tokens: int, places: int, now: float, held: Callable[[str], int]
+    ) -> dict[str, Use]:
+        """Return the profiles that should be used again now, and note that they are: `places` of them, or a few.
 
-        The cache holds `capacity_tokens`, of which `free_tokens` are no profile's; `held` tells how many tokens of a profile
-        are there. What is not wholly there is not due: it would have to be computed.
+        Beside what runs, the cache holds `room_tokens`, of which `free_tokens` are no profile's; `held` tells how many tokens of
+        a profile are there. What is not wholly there is not due: it would have to be computed.
         """
         while self._uses and next(iter(self._uses.values())).at < now - KEPT_S:
             self._uses.popitem(last=False)
-        found: dict[str, Use] = {}
-        left = KEPT_SHARE * capacity_tokens
+        found: list[tuple[str, Use]] = []
+        left = room_tokens
         for profile, use in reversed(self._uses.items()):
             left -= len(use.token_ids)
-            if left < 0 or len(found) == AT_ONCE:
+            if left < 0:
                 break
             if self._stored - use.stored > STORED_SHARE * free_tokens and held(profile) >= len(use.token_ids):
-                use.stored = self._stored
-                found[profile] = use
-        return found
+                found.append((profile, use))
+        # Whose turn to go comes first.
+        found.sort(key=lambda each: each[1].stored)
+        chosen = dict(found[: max(places, FEW)])
+        for use in chosen.values():
+            use.stored = self._stored
+        return chosen
 
 
 def one_token_of(profile: str, use: Use) -> GenerationRequest:

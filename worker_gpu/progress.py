@@ -30,7 +30,7 @@ class Progress:
     ) -> None:
         self._delivery, self._admission, self._cache, self._limits = delivery, admission, cache, limits
         self._on_room = on_room
-        self._taken = admission.deliver(delivery.prompt_tokens, delivery.cached_tokens)
+        self._taken = admission.deliver(delivery.prompt_tokens, delivery.cached_tokens, delivery.share)
 
     @contextmanager
     def elsewhere(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import Final
 from tasks.errors import GatewayError
 from tasks.logs import get_logger
 from tasks.metrics import worker as metrics
+from worker_gpu.admission import Share
 from worker_gpu.asking import run_unasked
 from worker_gpu.freshness import LOOK_EVERY_S, Use, one_token_of
 from worker_gpu.parts import Parts
@@ -31,7 +32,9 @@ class Refresher:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             facts, now = self._cache.facts, asyncio.get_running_loop().time()
-            due = self._freshness.due(facts.capacity_tokens, facts.free_tokens, now, self._held)
+            own = self._admission.own_tokens(self._engine.load, facts.capacity_tokens)
+            room, free = facts.capacity_tokens - own, max(0, facts.free_tokens - own)
+            due = self._freshness.due(room, free, self._admission.places, now, self._held)
             if due:
                 await asyncio.gather(*(self._use(profile, use) for profile, use in due.items()))
 
@@ -40,10 +43,10 @@ class Refresher:
 
     async def _use(self, profile: str, use: Use) -> None:
         """Have the engine use a profile. Nobody waits for it, so nothing that goes wrong matters."""
-        request = one_token_of(profile, use)
+        request, share = one_token_of(profile, use), Share("", profile, len(use.token_ids))
         try:
             async with asyncio.timeout(LONGEST_S):
-                await run_unasked(self._engine, self._admission, request, len(use.token_ids), self._freed)
+                await run_unasked(self._engine, self._admission, request, share.static_tokens, share, self._freed)
             metrics.REFRESHED.inc()
         except (GatewayError, TimeoutError) as error:
             logger.warning("a profile could not be used again", error=type(error).__name__)

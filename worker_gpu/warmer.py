@@ -26,6 +26,7 @@ from tasks.logs import get_logger
 from tasks.metrics import worker as metrics
 from tasks.queueing.keys import QueueKeys, script
 from tasks.queueing.pull import Wish
+from worker_gpu.admission import Share
 from worker_gpu.asking import cache_salt_of, one_token, run_unasked
 from worker_gpu.parts import Parts
 from worker_gpu.profiles import StaticPart
@@ -119,7 +120,8 @@ class Warmer:
         cache_salt = cache_salt_of(part.organization, self._salt)
         self._cache.register(profile, part.chain, len(part.token_ids), part.token_ids, cache_salt)
         request = one_token(f"warm-{profile}", part.token_ids, cache_salt)
-        await run_unasked(self._engine, self._admission, request, self._cache.cached(profile)[0], self._freed)
+        share, cached = Share("", profile, len(part.token_ids)), self._cache.cached(profile)[0]
+        await run_unasked(self._engine, self._admission, request, cached, share, self._freed)
 
     async def _is_there(self, profile: str, tokens: int) -> bool:
         """Tell whether the KV cache has a profile, as it tells itself; its events may take a moment."""

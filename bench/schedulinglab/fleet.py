@@ -139,6 +139,8 @@ class Worker:
         self._stepping = False
         firsts, lasts, now = [], [], self.fleet.now
         for sequence, position in tokens:
+            if 0 < position < sequence.length - 1:
+                continue
             if (done := self.unasked.pop(sequence.request.request_id, None)) is not None:
                 done()
                 continue

@@ -23,7 +23,7 @@ from bench.schedulinglab.workload import SALT
 from tasks.queueing.leases import grace_s
 from tasks.queueing.pull import Report, Strategy, Wish
 from tasks.settings import SchedulingGroup
-from worker_gpu.admission import Admission, Memory, Taken, takes_more
+from worker_gpu.admission import Admission, Memory, Share, Taken, takes_more
 from worker_gpu.freshness import LOOK_EVERY_S, Freshness, one_token_of
 
 REPORT_S, TICK_S, RESTORE_S, RESTORED_AT_ONCE = 0.05, 1.0, 5.0, 1_000
@@ -104,7 +104,8 @@ class Puller:
         ask = run.ask
         self.held.learn(self.worker.fleet, ask.profile, ask.organization)
         cached = decision["candidates"][0]["cached"] if decision else 0
-        self._taken[ask.number] = self.admission.deliver(ask.tokens, cached)
+        share = Share(ask.organization, ask.profile.name, ask.profile.tokens)
+        self._taken[ask.number] = self.admission.deliver(ask.tokens, cached, share)
         salt = f"{SALT}:{ask.organization}"
         self.freshness.use(ask.profile.name, ask.profile.token_ids, salt, self.worker.fleet.now)
         self.worker.submit(run)
@@ -115,9 +116,13 @@ class Puller:
         if not self.rule.keeps_fresh or self.worker.unasked or now - self._looked_at < LOOK_EVERY_S:
             return
         self._looked_at = now
-        for profile, use in self.freshness.due(self._capacity, self.held.free_tokens, now, self.held.tokens_of).items():
+        own = self.admission.own_tokens(self.worker.batch.load, self._capacity)
+        room, free = self._capacity - own, max(0, self.held.free_tokens - own)
+        due = self.freshness.due(room, free, self.admission.places, now, self.held.tokens_of)
+        for profile, use in due.items():
             request = one_token_of(profile, use)
-            taken = self.admission.deliver(len(request.prompt_token_ids), len(use.token_ids))
+            share = Share("", profile, len(use.token_ids))
+            taken = self.admission.deliver(len(request.prompt_token_ids), len(use.token_ids), share)
             self.worker.submit_unasked(request, partial(self.admission.end, taken))
 
     def _wish(self) -> Wish:

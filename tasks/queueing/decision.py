@@ -36,7 +36,8 @@ class Candidate(_Known):
 
     `cached` of the `static` tokens were held by the worker, `gpu` of them where they need not be loaded; to compute and load
     the others takes `seconds`. `waiting` requests had `waited` so long, all together, for what `copies` other workers hold,
-    of which the one with the fewest tokens in hand has `lightest`; until `filling` the worker itself computes it. The strategy made `price` of that, and `eligible_at`: not before then.
+    of which the one with the fewest tokens in hand has `lightest`, and each runs `fewest` requests with it or more; until `filling`
+    the worker itself computes it. The strategy made `price` of that, and `eligible_at`: not before then.
     """
 
     profile: _List
@@ -49,6 +50,7 @@ class Candidate(_Known):
     seconds: _Number = 0.0
     copies: _Count = 0
     lightest: _Count | None = None
+    fewest: _Count | None = None
     filling: _Number | None = None
     price: _Number | None = None
     eligible_at: _Number = 0.0
@@ -65,6 +67,7 @@ class WorkerFacts(_Known):
     Whether it was its turn is recorded where turns count; elsewhere a replay takes it to be so.
     """
 
+    seats: _Count = 0
     room: _Count
     budget: _Count
     in_flight: _Count = 0
@@ -84,6 +87,7 @@ class Decision(_Known):
 
     strategy: Strategy
     worker: Name
+    organization: Name | None = None
     at: _Number
     batch: _Count
     chosen: _Count = 0

@@ -26,7 +26,8 @@ class Wish:
     `room` is how many requests it can take. `budget` is how many prompt tokens it may begin to compute, of which
     `in_flight` are begun already; with nothing in flight it takes a request of any size. `load` is the number of tokens in
     hand. Rates are in tokens a second: of computing, and of loading from RAM and from disk (0: it has no such tier).
-    `free_tokens` of the KV cache can be had without evicting a prefix that is known.
+    `free_tokens` of the KV cache can be had without evicting a prefix that is known. It can run `seats` requests at once; those in
+    hand are of `organizations`, and of the profiles in `hot` it has so many each that others might share the work.
     """
 
     worker: str
@@ -40,6 +41,9 @@ class Wish:
     free_tokens: int = 0
     affinity: float = 32.0
     patience: float = 4.0
+    seats: int = 0
+    organizations: tuple[str, ...] = ()
+    hot: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return it as the script reads it."""

@@ -9,11 +9,20 @@
 -- organization may be taken here, the next one is looked at.
 local DUE_AT_ONCE, STRAYS_AT_ONCE = 16, 8
 local OLDEST, HOTTEST, ORGANIZATIONS, TOLD_AT_MOST, HALF_LIFE_S = 8, 4, 8, 6, 30
+-- One in so many of a worker's places, and of the tokens that it computes at once, is left to others by an organization that
+-- floods. That takes more requests waiting than one in so many of those that the worker can run.
+local KEPT_PLACES, KEPT_TOKENS, FLOOD = 16, 8, 4
+-- Where more than this share of what a worker may compute at once is in flight, what needs nothing computed goes first.
+local PASSING = 0.25
 -- How many elements of what was withdrawn are passed over at most: the next call goes on.
 local stale_left = 1000
+-- Whether something does not fit beside what is computed.
+local too_long = false
 local holder = ARGV[2]
 local worker = cjson.decode(ARGV[3])
 worker.at = now
+-- A worker of an earlier release does not say these.
+worker.seats, worker.organizations, worker.hot = worker.seats or 0, worker.organizations or {}, worker.hot or {}
 
 -- Requests and tokens that left, each worth half as much for every half-life that has passed since.
 local function note_leaving(requests, tokens)
@@ -126,6 +135,23 @@ local function price_prefix(candidate, known, first, last)
     + loading(ram - gpu, worker.ram_rate) + loading(disk - ram, worker.disk_rate)
 end
 
+-- Says how many requests of an organization, and how many tokens to be computed, the worker may take. One that floods, with more
+-- waiting than its share of all that waits, leaves the last places and the last tokens to others, or these would wait for the end
+-- of somebody's answer, or of somebody's prompt. Where nobody else asks, all is its share.
+local function allow(organization)
+  local asking, seen = 0, {}
+  for _, names in ipairs({worker.organizations, redis.call('ZRANGE', SERVED, 0, 8 * ORGANIZATIONS)}) do
+    for _, name in ipairs(names) do
+      asking, seen[name] = asking + (seen[name] and 0 or 1), true
+    end
+  end
+  local waiting = redis.call('HMGET', COUNTS, 'requests', 'requests ' .. organization)
+  local own, all = tonumber(waiting[2]) or 0, tonumber(waiting[1]) or 0
+  local floods = worker.seats > 0 and FLOOD * own > worker.seats and asking * own > all
+  worker.places = worker.room - (floods and math.floor(worker.seats / KEPT_PLACES) or 0)
+  worker.tokens = worker.budget - (floods and math.floor((worker.budget + worker.in_flight) / KEPT_TOKENS) or 0)
+end
+
 -- The lists of an organization that are looked at, each with its turn.
 local function candidates_of(organization)
   local found, seen = {}, {}
@@ -176,16 +202,16 @@ local function complete(candidates)
       candidate.waiting * (now - SUM_BASE_MS / 1000) - (counted[2 * index - 1] or 0) / 1000))
     candidate.copies = 0
     if candidate.seconds > 0 then
-      candidate.copies, candidate.filling, candidate.lightest = copies_of(candidate.profile, worker.worker)
+      candidate.copies, candidate.filling, candidate.lightest, candidate.fewest = copies_of(candidate.profile, worker.worker)
     end
   end
 end
 
 -- Takes the next messages of a list. Returns them, whether the list was left because the next one does not fit, and their tokens.
 local function take(candidate, organization)
-  local taken, tokens, budget, is_full, has_passed_over = {}, 0, worker.budget, false, false
+  local taken, tokens, budget, is_full, has_passed_over = {}, 0, worker.tokens, false, false
   -- Where a prefix is computed first, the others of it find it then.
-  local most = TAKES_BATCHES and candidate.seconds == 0 and worker.room or 1
+  local most = TAKES_BATCHES and candidate.seconds == 0 and worker.places or 1
   local path = LISTS .. candidate.list
   while stale_left > 0 do
     local element = redis.pcall('LINDEX', path, -1)
@@ -242,7 +268,7 @@ local function take(candidate, organization)
 end
 
 -- Whoever reads it later sees the chosen one and the cheapest of the others.
-local function told(candidates, chosen, batch)
+local function told(candidates, chosen, batch, organization)
   table.sort(candidates, function(a, b)
     return a == chosen or b ~= chosen and (a.price or math.huge) < (b.price or math.huge)
   end)
@@ -251,21 +277,29 @@ local function told(candidates, chosen, batch)
     local one = candidates[index]
     shown[index] = {
       profile = one.list, turn = one.turn, waiting = one.waiting, waited = one.waited, cached = one.cached, gpu = one.gpu,
-      static = one.static, seconds = one.seconds, copies = one.copies, lightest = one.lightest, filling = one.filling, price = one.price,
+      static = one.static, seconds = one.seconds, copies = one.copies, lightest = one.lightest, fewest = one.fewest, filling = one.filling, price = one.price,
       eligible_at = one.eligible_at,
     }
   end
   return cjson.encode({
-    strategy = STRATEGY, worker = worker.worker, at = now, batch = batch, chosen = 0, candidates = shown, worker_facts = {
+    strategy = STRATEGY, worker = worker.worker, at = now, batch = batch, chosen = 0, organization = organization, candidates = shown, worker_facts = {
       free_tokens = worker.free_tokens, affinity = worker.affinity, patience = worker.patience, load = worker.load,
-      room = worker.room, budget = worker.budget, in_flight = worker.in_flight, is_least_loaded = worker.is_least_loaded,
+      seats = worker.seats, room = worker.room, budget = worker.budget, in_flight = worker.in_flight, is_least_loaded = worker.is_least_loaded,
       is_next = worker.is_next, prefill_rate = worker.prefill_rate, ram_rate = worker.ram_rate, disk_rate = worker.disk_rate,
     },
   })
 end
 
 -- Looks at one organization. Returns what was taken, why, whether the worker is full, and when something becomes eligible.
+--
+-- Where something long is being computed and the next one does not fit beside it, what needs nothing computed may pass. It does
+-- not pass for ever: once the long one is through, so little is in flight that the next has its turn.
 local function try(organization)
+  local passes = worker.in_flight > PASSING * (worker.in_flight + worker.budget)
+  allow(organization)
+  if worker.places <= 0 then
+    return {}, '', false, math.huge
+  end
   while stale_left > 0 do
     local candidates = candidates_of(organization)
     if #candidates == 0 then
@@ -277,7 +311,7 @@ local function try(organization)
       candidate.price, candidate.eligible_at = consider(candidate, worker)
       if candidate.eligible_at > now then
         soonest = math.min(soonest, candidate.eligible_at)
-      elseif not best or candidate.price < best.price then
+      elseif (not best or candidate.price < best.price) and not (too_long and candidate.seconds > 0) then
         best = candidate
       end
     end
@@ -290,12 +324,16 @@ local function try(organization)
         -- Half as long again as it should take, behind what is computed already.
         fill(worker.worker, best.profile, best.static,
           0.5 + 1.5 * (worker.in_flight + best.static) / worker.prefill_rate)
+      else
+        note_runs(worker.worker, best.profile, (worker.hot[best.profile] or 0) + #taken)
       end
-      local why = told(candidates, best, #taken)
+      local why = told(candidates, best, #taken, organization)
       worker.room, worker.load = worker.room - #taken, worker.load + tokens
       return taken, why, is_full, soonest
+    elseif is_full and best.seconds > 0 and (passes or worker.tokens < worker.budget) then
+      too_long = true
     elseif is_full then
-      return {}, '', true, soonest
+      return {}, '', worker.tokens == worker.budget, soonest
     end
     -- Nothing but what was withdrawn.
     stale_left = stale_left - 1
@@ -335,6 +373,13 @@ if is_full then
   local waits = redis.call('ZRANGE', READY, 0, 0)[1]
   if waits then
     wake_for(waits, worker.worker)
+  end
+end
+if too_long and not is_full then
+  -- Only one with less in hand, or two would wake each other for ever.
+  local lightest, least = least_loaded(worker.worker)
+  if lightest and least < worker.load then
+    wake(lightest)
   end
 end
 return {messages, soonest < math.huge and stamp(math.max(0, soonest - now)) or '', decision, redis.call('ZCARD', READY)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from tasks.job import Sampling
-from worker_gpu.admission import Admission, Memory, Taken, is_full, takes_more
+from worker_gpu.admission import NOBODY, Admission, Memory, Share, Taken, is_full, takes_more
 from worker_gpu.engines.base import EngineLoad, GenerationRequest
 from worker_gpu.engines.simulated_batch import ContinuousBatch
 from worker_gpu.engines.simulated_options import SimulationOptions
@@ -75,6 +75,40 @@ def test_a_prompt_that_is_all_cached_is_in_flight_too() -> None:
     mine = admission()
     mine.deliver(64, 96)
     assert mine.wish(IDLE, UNKNOWN).in_flight == 1
+
+
+def test_what_runs_is_told_by_organization_and_profile() -> None:
+    """Of profiles, those with a good part of all that it can run; of what nobody asked for, nothing."""
+    mine = admission(max_requests=8)
+    hot, cold = Share("acme", "a" * 64, 100), Share("other", "b" * 64, 100)
+    taken = [mine.deliver(200, 100, share) for share in (hot, hot, cold, NOBODY)]
+    wish = mine.wish(IDLE, UNKNOWN)
+    assert wish.seats == 8
+    assert set(wish.organizations) == {"acme", "other"}
+    assert wish.hot == {"a" * 64: 2, "b" * 64: 1}
+    for one in taken[:3]:
+        mine.end(one)
+    wish = mine.wish(IDLE, UNKNOWN)
+    assert (wish.organizations, wish.hot) == ((), {})
+    many = admission(max_requests=32)
+    for share in (hot, hot, hot, hot, cold):
+        many.deliver(200, 100, share)
+    assert many.wish(IDLE, UNKNOWN).hot == {"a" * 64: 4}
+
+
+def test_what_runs_has_memory_that_is_not_free() -> None:
+    """Beside its profiles, which are counted once, however many use them."""
+    mine, memory = admission(), Memory(capacity_tokens=1000, free_tokens=600)
+    assert mine.wish(IDLE, memory).free_tokens == 600
+    taken = [mine.deliver(200, 100, Share("acme", "a" * 64, 100)) for _ in range(2)]
+    load = EngineLoad(running=2, kv_usage=0.35)
+    assert mine.own_tokens(load, 1000) == 250
+    assert mine.wish(load, memory).free_tokens == 350
+    assert mine.wish(EngineLoad(running=2, kv_usage=0.9), memory).free_tokens == 0
+    for one in taken:
+        mine.end(one)
+    assert mine.own_tokens(load, 1000) == 350
+    assert mine.own_tokens(EngineLoad(running=2), 1000) == 0
 
 
 def test_no_more_requests_than_the_engine_runs() -> None:

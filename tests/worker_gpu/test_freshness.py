@@ -9,7 +9,7 @@ from worker_gpu.engines.base import GenerationRequest
 from worker_gpu.engines.kv_events import CPU, GPU, AllBlocksCleared, BlockStored
 from worker_gpu.engines.simulated_batch import ContinuousBatch
 from worker_gpu.engines.simulated_options import SimulationOptions
-from worker_gpu.freshness import AT_ONCE, KEPT_S, Freshness, one_token_of
+from worker_gpu.freshness import FEW, KEPT_S, Freshness, one_token_of
 
 BLOCK, TOKENS, CAPACITY, FREE = 16, 160, 1_600, 640
 A, B = "a" * 64, "b" * 64
@@ -28,9 +28,9 @@ def used(*profiles: str, at: float = 0.0, tokens: int = TOKENS) -> Freshness:
     return freshness
 
 
-def due(freshness: Freshness, *, now: float = 1.0, free: int = FREE, held: int = TOKENS) -> list[str]:
+def due(freshness: Freshness, *, now: float = 1.0, free: int = FREE, places: int = 32, held: int = TOKENS) -> list[str]:
     """Return what is due."""
-    return list(freshness.due(CAPACITY, free, now, lambda _profile: held))
+    return list(freshness.due(CAPACITY, free, places, now, lambda _profile: held))
 
 
 def test_a_profile_is_due_once_a_quarter_of_the_free_cache_was_stored_since_its_use() -> None:
@@ -63,8 +63,8 @@ def test_what_is_not_wholly_there_is_left_to_be_computed_when_it_is_asked_for() 
 
 
 def test_the_latest_are_kept_as_far_as_there_is_room_and_what_nobody_asks_for_is_not() -> None:
-    """Nine tenths of 1,600 tokens hold nine profiles of 160."""
-    names = [f"{number:064}" for number in range(10)]
+    """1,600 tokens hold ten profiles of 160."""
+    names = [f"{number:064}" for number in range(11)]
     freshness = used(*names)
     stored(freshness, FREE)
     assert due(freshness) == list(reversed(names[1:]))
@@ -75,12 +75,19 @@ def test_the_latest_are_kept_as_far_as_there_is_room_and_what_nobody_asks_for_is
     assert due(freshness, now=KEPT_S + 1) == [A]
 
 
-def test_no_more_than_a_few_are_asked_for_at_once() -> None:
-    """The rest follows."""
-    freshness = used(*(f"{number:064}" for number in range(AT_ONCE + 3)), tokens=16)
+def test_no_more_are_asked_for_at_once_than_there_is_room_for() -> None:
+    """Those come first whose turn to go does, the rest follows; and a few are asked for where there is no room."""
+    freshness = used(A, *(f"{number:064}" for number in range(20)), tokens=16)
     stored(freshness, FREE)
-    assert len(due(freshness, held=16)) == AT_ONCE
-    assert len(due(freshness, held=16)) == 3
+    freshness.use(A, range(16), "salt", 0.5)
+    stored(freshness, FREE)
+    first = due(freshness, places=13, held=16)
+    assert len(first) == 13
+    assert A not in first
+    rest = due(freshness, places=0, held=16)
+    assert len(rest) == FEW
+    assert rest[-1] == A
+    assert due(freshness, held=16) == []
 
 
 @pytest.mark.parametrize("keeps", [True, False])
@@ -107,7 +114,7 @@ def test_a_profile_that_is_kept_fresh_outlives_what_passes_through_the_cache(kee
             )
         )
         if keeps:
-            for name, use in freshness.due(40 * BLOCK, 30 * BLOCK, 1.0, lambda _profile: TOKENS).items():
+            for name, use in freshness.due(40 * BLOCK, 30 * BLOCK, 1, 1.0, lambda _profile: TOKENS).items():
                 cached.append(run(one_token_of(name, use)))
     assert run(GenerationRequest("last", [*profile, 1], Sampling(max_tokens=40, seed=1), "salt")) == (
         TOKENS if keeps else 0
@@ -121,6 +128,6 @@ def test_the_request_that_keeps_a_profile_says_one_token() -> None:
     """And has the profile's own salt, or it would find nothing."""
     freshness = used(A)
     stored(freshness, FREE)
-    [(name, use)] = freshness.due(CAPACITY, FREE, 1.0, lambda _profile: TOKENS).items()
+    [(name, use)] = freshness.due(CAPACITY, FREE, 1, 1.0, lambda _profile: TOKENS).items()
     request = one_token_of(name, use)
     assert (request.cache_salt, request.sampling.max_tokens, len(request.prompt_token_ids)) == ("salt", 1, TOKENS + 1)

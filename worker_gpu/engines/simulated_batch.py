@@ -9,7 +9,8 @@ One step has a budget of tokens, and goes through the running sequences in the o
 1. A sequence whose prompt is computed gets its next token. If that needs a block and none is free, the sequence
    admitted last is preempted: it loses its blocks, goes back to the head of the queue, and will have all its tokens
    computed again, but for those still in the cache. It may be the very sequence that needs the block.
-2. A sequence whose prompt is not computed yet has as much of it computed as the budget allows.
+2. A sequence whose prompt is not computed yet has as much of it computed as the budget allows, and no more in one step than
+   `long_prefill_token_threshold` tokens.
 3. Waiting sequences are admitted in order, while there are slots, budget, and blocks for all their tokens so far. What
    the cache knows of these is not computed again, except the last token, whose output is needed. (A sequence that
    was preempted in this step heads the queue and finds one block fewer than it had, so nobody follows it at once.)
@@ -71,6 +72,7 @@ class ContinuousBatch:
         self.preemptions = 0
         self._options = options
         self._block_size = options.block_size
+        self._longest_part = options.long_prefill_token_threshold or options.max_batch_tokens
         self._time = options.step_time
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
@@ -174,7 +176,7 @@ class ContinuousBatch:
             if sequence.computed == len(sequence.blocks) * self._block_size and not self._grow(sequence):
                 return
         else:
-            count = min(missing, work.budget, work.prompt_budget)
+            count = min(missing, work.budget, work.prompt_budget, self._longest_part)
             if not count:
                 return
             work.prompt_tokens += count

@@ -59,6 +59,9 @@ class SimulationOptions(BaseModel):
     max_num_seqs: int = Field(default=64, ge=1, description="Sequences that run at once; each choice is one.")
     max_model_len: int = Field(default=8192, ge=2, description="Context window. What all blocks hold bounds it, too.")
     max_batch_tokens: int = Field(default=8192, ge=1, description="Tokens computed in one step.")
+    long_prefill_token_threshold: int = Field(
+        default=0, ge=0, description="Tokens of one prompt computed in one step; 0 is as many as fit."
+    )
     block_size: int = Field(default=16, ge=1, description="Tokens a KV block holds.")
     num_blocks: int = Field(default=NUM_BLOCKS, ge=1, description="KV blocks in all.")
     prefix_caching: bool = True

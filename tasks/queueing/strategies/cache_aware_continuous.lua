@@ -5,19 +5,32 @@
 -- what one more copy costs, so that a copy is never made for less waiting than it saves (ski rental): computing the prefix, and
 -- `EVICTION` times that where a known prefix must make room for it. A profile that this worker is just computing waits for it.
 --
--- Nothing waits while holders take everything at once, however much they have in hand, so a worker with memory to spare, `ROOM`
--- times what the copy takes, has it at once if it has `BALANCE` times as many tokens less in hand than any holder.
+-- Nothing waits while holders take everything at once, however much they have in hand. So a worker has a copy at once if it has
+-- `BALANCE` times as many tokens less in hand than any holder, and memory to spare: `ROOMY` times what the copy takes, or `ROOM`
+-- times where a crowd asks for the profile. That is where each holder runs so many requests with it, one in `CROWD` of all that it
+-- can run, that a copy would relieve them.
 local TAKES_BATCHES = true
-local EVICTION, ROOM, BALANCE = 3, 12, 4
+local EVICTION, BALANCE, ROOMY, ROOM, CROWD = 3, 4, 12, 3, 4
+
+local function has_at_once(candidate, worker, uncached)
+  local fewest, lightest = candidate.fewest or 0, candidate.lightest
+  local is_crowded = fewest > 0 and CROWD * fewest >= worker.seats
+  if is_crowded then
+    -- Where none of them has room for more, all the better.
+    lightest = lightest or math.huge
+  end
+  return worker.free_tokens >= (is_crowded and ROOM or ROOMY) * uncached
+    and (lightest or 0) - worker.load > BALANCE * uncached
+end
+
 local function consider(candidate, worker)
   local eligible_at = 0
   if candidate.filling then
     eligible_at = candidate.filling
   elseif candidate.copies > 0 then
     local uncached = candidate.static - candidate.cached
-    local evicts = uncached > worker.free_tokens
-    local due = worker.patience * candidate.seconds * (evicts and EVICTION or 1)
-    if worker.free_tokens < ROOM * uncached or (candidate.lightest or 0) - worker.load <= BALANCE * uncached then
+    if not has_at_once(candidate, worker, uncached) then
+      local due = worker.patience * candidate.seconds * (uncached > worker.free_tokens and EVICTION or 1)
       eligible_at = worker.at + math.max(0, due - candidate.waited) / math.max(1, candidate.waiting)
     end
   end

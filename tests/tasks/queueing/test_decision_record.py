@@ -22,11 +22,11 @@ def decision(**changes: Any) -> dict[str, Any]:
         "seconds": 0.25, "copies": 0, "price": 1764148001.5, "eligible_at": 0,
     }  # fmt: skip
     facts = {
-        "room": 3, "budget": 8192, "in_flight": 0, "load": 100, "free_tokens": 0, "prefill_rate": 25000, "ram_rate": 0,
+        "seats": 64, "room": 3, "budget": 8192, "in_flight": 0, "load": 100, "free_tokens": 0, "prefill_rate": 25000, "ram_rate": 0,
         "disk_rate": 0, "affinity": 32, "patience": 4, "is_least_loaded": True, "is_next": True,
     }  # fmt: skip
     return {
-        "strategy": "cache_aware_continuous", "worker": "gpu@test", "at": 1764148002.5, "batch": 1, "chosen": 0,
+        "strategy": "cache_aware_continuous", "worker": "gpu@test", "organization": "acme", "at": 1764148002.5, "batch": 1, "chosen": 0,
         "candidates": [candidate], "worker_facts": facts, **changes,
     }  # fmt: skip
 

@@ -130,6 +130,33 @@ def test_a_large_one_is_not_overtaken_for_ever(fleet: Fleet) -> None:
     assert fleet.reserve("one") == [large]
 
 
+def test_what_is_cached_passes_what_does_not_fit_beside_a_long_prompt(fleet: Fleet) -> None:
+    """It holds nobody up. Once the long one is through, it does not pass any more."""
+    fleet.report("one", {B: ALL, C: ALL})
+    [large] = fleet.put(A, ago_s=60)
+    [first] = fleet.put(B)
+    [second] = fleet.put(C, "other")
+    assert {*fleet.reserve("one", budget=2000, in_flight=6192), *fleet.reserve("one", budget=1800, in_flight=6392)} == {
+        first,
+        second,
+    }
+    [third] = fleet.put(B)
+    assert fleet.reserve("one", budget=6193, in_flight=1999) == []
+    assert fleet.reserve("one", budget=8192) == [large]
+    assert fleet.reserve("one") == [third]
+
+
+def test_a_worker_that_lets_others_pass_stays_awake_for_them(fleet: Fleet) -> None:
+    """A request that is cached there wakes it, though it cannot have the one before."""
+    fleet.report("one", {B: ALL})
+    fleet.put(A)
+    assert fleet.reserve("one", budget=2000, in_flight=6192) == []
+    fleet.woken()
+    [tag] = fleet.put(B)
+    assert fleet.woken() == {"one"}
+    assert fleet.reserve("one", budget=2000, in_flight=6192) == [tag]
+
+
 def test_siblings_wait_for_the_first(fleet: Fleet) -> None:
     """The first of a cold profile computes its prefix; the others come when it is there."""
     fleet.report("one")
@@ -176,6 +203,39 @@ def test_a_worker_with_much_less_in_hand_has_a_copy_at_once(fleet: Fleet) -> Non
     assert fleet.reserve("two", load=10_000, free_tokens=50_000) == []
     assert fleet.reserve("two", load=10_000, free_tokens=100_000) == [tag]
     assert fleet.decision["candidates"][0]["lightest"] == 90_000
+
+
+def test_a_crowd_has_a_copy_with_less_memory_to_spare(fleet: Fleet) -> None:
+    """Where the holder runs so many requests of the profile that a copy relieves it; and what it ran long ago does not count."""
+    for worker in ("one", "two"):
+        fleet.report(worker, {A: ALL} if worker == "one" else {})
+    idle = {"load": 10_000, "free_tokens": 4 * STATIC, "seats": 64}
+
+    def serve(runs: int) -> None:
+        fleet.put(A)
+        assert fleet.reserve("one", load=90_000, seats=64, hot={A: runs - 1})
+
+    serve(15)
+    fleet.put(A)
+    assert fleet.reserve("two", **idle) == []
+    serve(15)
+    [tag] = fleet.put(A)
+    assert fleet.reserve("two", **{**idle, "free_tokens": 2 * STATIC}) == []
+    assert fleet.reserve("two", **{**idle, "load": 90_000}) == []
+    assert fleet.reserve("two", **idle) == [tag]
+    assert fleet.decision["candidates"][0]["fewest"] == 16
+
+
+def test_what_a_holder_ran_is_forgotten(fleet: Fleet) -> None:
+    """After a second, a crowd may have gone."""
+    for worker in ("one", "two"):
+        fleet.report(worker, {A: ALL} if worker == "one" else {})
+    fleet.put(A, count=2)
+    fleet.reserve("one", room=1, load=90_000, seats=64, hot={A: 40})
+    copies = fleet.broker.keys.named(f"copies:{A}")
+    held, tokens, runs, at = fleet.broker.client.hget(copies, "one").decode().split()
+    fleet.broker.client.hset(copies, "one", f"{held} {tokens} {runs} {float(at) - 2:.6f}")
+    assert fleet.reserve("two", load=10_000, free_tokens=4 * STATIC, seats=64) == []
 
 
 def test_a_report_tells_of_less_load(fleet: Fleet) -> None:
@@ -333,6 +393,40 @@ def test_work_is_conserved(fleet: Fleet) -> None:
     fleet.put(A, "first")
     [tag] = fleet.put(B, "second")
     assert fleet.reserve("two") == [tag]
+
+
+def test_the_last_places_are_kept_from_a_flood(fleet: Fleet) -> None:
+    """While others ask. They are for those; and where nobody else asks, nothing is kept."""
+    fleet.report("one", {A: ALL, B: ALL})
+    flood = fleet.put(A, "flood", count=30)
+    others = {"seats": 32, "organizations": ("calm",), "in_flight": 1}
+    assert fleet.reserve("one", room=5, **others) == flood[:3]
+    assert fleet.reserve("one", room=2, **others) == []
+    assert fleet.next_s is None
+    [calm] = fleet.put(B, "calm")
+    assert fleet.reserve("one", room=2, **others) == [calm]
+    assert fleet.reserve("one", room=2, seats=32, organizations=("flood",)) == flood[3:5]
+
+
+def test_the_last_tokens_are_kept_from_a_flood(fleet: Fleet) -> None:
+    """What is to be computed of it leaves an eighth to others."""
+    fleet.report("one", {A: ALL, B: ALL})
+    flood = fleet.put(A, "flood", count=30)
+    others = {"room": 32, "seats": 32, "organizations": ("calm",)}
+    assert fleet.reserve("one", budget=1400, in_flight=200, **others) == flood[:6]
+    assert fleet.reserve("one", budget=200, in_flight=1400, **others) == []
+    [calm] = fleet.put(B, "calm")
+    assert fleet.reserve("one", budget=200, in_flight=1400, **others) == [calm]
+
+
+def test_who_asks_for_little_is_no_flood(fleet: Fleet) -> None:
+    """A few, or no more than its share of what waits: these may have the last places."""
+    fleet.report("one", {A: ALL, B: ALL})
+    few = fleet.put(A, "few", count=8)
+    assert fleet.reserve("one", room=2, seats=32, organizations=("calm",)) == few[:2]
+    fleet.put(A, "few", count=12)
+    fleet.put(B, "other", count=18)
+    assert len(fleet.reserve("one", room=2, seats=32)) == 2
 
 
 def test_a_decision_shows_nothing_of_other_organizations(fleet: Fleet) -> None:

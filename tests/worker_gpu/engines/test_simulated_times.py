@@ -45,6 +45,17 @@ def test_long_prompts_are_computed_in_chunks() -> None:
     assert len([at for at in times(said, "short") if begun < at <= first]) == 3
 
 
+def test_a_long_prompt_may_be_computed_in_smaller_chunks() -> None:
+    """With a threshold of 1,000, 5,000 tokens take five steps, and a short prompt beside them one."""
+    batch = batch_of(max_batch_tokens=8192, long_prefill_token_threshold=1000)
+    long = request("long", list(range(5000)), max_tokens=1)
+    said = serve(batch, [(0.0, long), (0.001, request("short", max_tokens=1))])
+    chunk = STEP_S + STEP_S_PER_SEQUENCE + 1000 / 25_000
+    (first,) = times(said, "short")
+    assert first == pytest.approx(2 * chunk + STEP_S_PER_SEQUENCE + 100 / 25_000)
+    assert times(said, "long") == [pytest.approx(5 * chunk + STEP_S_PER_SEQUENCE + 100 / 25_000)]
+
+
 def test_all_tokens_of_a_step_come_from_one_budget() -> None:
     """Of ten tokens, four sequences take one each; what is left is six a step for a prompt of 60."""
     batch = batch_of(max_batch_tokens=10, answer_tokens=50)
