@@ -18,6 +18,7 @@ from bench.schedulinglab.rivals import CacheAware, Dynamo, LlmD, PrefixHash
 from bench.schedulinglab.scenarios import OPTIONS, SCENARIOS, WORKERS, Workload
 from tasks.queueing.pull import Strategy
 from tests.services import RedisServer
+from worker_gpu.engines.simulated_options import SimulationOptions
 
 OURS: Strategy = "cache_aware_continuous"
 #: The queue's strategies: workers pull.
@@ -60,12 +61,12 @@ def run(job: Job) -> Outcome:
     return Outcome(job, figures(fleet, workload, runs))
 
 
-def serve(rule: str, workload: Workload, seed: int) -> tuple[Fleet, list[Run]]:
+def serve(rule: str, workload: Workload, seed: int, options: SimulationOptions = OPTIONS) -> tuple[Fleet, list[Run]]:
     """Run a workload under a rule, by its name."""
     with ExitStack() as closing:
         strategy = next((strategy for strategy in STRATEGIES if strategy == rule), None)
         made = ROUTERS[rule](seed) if strategy is None else Pull(fresh_redis(closing), strategy)
-        fleet = Fleet(made, WORKERS, OPTIONS)
+        fleet = Fleet(made, WORKERS, options)
         return fleet, fleet.serve(workload.asks, workload.losses)
 
 

@@ -209,7 +209,7 @@ def test_a_crowd_has_a_copy_with_less_memory_to_spare(fleet: Fleet) -> None:
     """Where the holder runs so many requests of the profile that a copy relieves it; and what it ran long ago does not count."""
     for worker in ("one", "two"):
         fleet.report(worker, {A: ALL} if worker == "one" else {})
-    idle = {"load": 10_000, "free_tokens": 4 * STATIC, "seats": 64}
+    idle: dict[str, Any] = {"load": 10_000, "free_tokens": 4 * STATIC, "seats": 64}
 
     def serve(runs: int) -> None:
         fleet.put(A)
@@ -233,7 +233,7 @@ def test_what_a_holder_ran_is_forgotten(fleet: Fleet) -> None:
     fleet.put(A, count=2)
     fleet.reserve("one", room=1, load=90_000, seats=64, hot={A: 40})
     copies = fleet.broker.keys.named(f"copies:{A}")
-    held, tokens, runs, at = fleet.broker.client.hget(copies, "one").decode().split()
+    held, tokens, runs, at = cast("bytes", fleet.broker.client.hget(copies, "one")).decode().split()
     fleet.broker.client.hset(copies, "one", f"{held} {tokens} {runs} {float(at) - 2:.6f}")
     assert fleet.reserve("two", load=10_000, free_tokens=4 * STATIC, seats=64) == []
 
@@ -399,7 +399,7 @@ def test_the_last_places_are_kept_from_a_flood(fleet: Fleet) -> None:
     """While others ask. They are for those; and where nobody else asks, nothing is kept."""
     fleet.report("one", {A: ALL, B: ALL})
     flood = fleet.put(A, "flood", count=30)
-    others = {"seats": 32, "organizations": ("calm",), "in_flight": 1}
+    others: dict[str, Any] = {"seats": 32, "organizations": ("calm",), "in_flight": 1}
     assert fleet.reserve("one", room=5, **others) == flood[:3]
     assert fleet.reserve("one", room=2, **others) == []
     assert fleet.next_s is None
@@ -412,7 +412,7 @@ def test_the_last_tokens_are_kept_from_a_flood(fleet: Fleet) -> None:
     """What is to be computed of it leaves an eighth to others."""
     fleet.report("one", {A: ALL, B: ALL})
     flood = fleet.put(A, "flood", count=30)
-    others = {"room": 32, "seats": 32, "organizations": ("calm",)}
+    others: dict[str, Any] = {"room": 32, "seats": 32, "organizations": ("calm",)}
     assert fleet.reserve("one", budget=1400, in_flight=200, **others) == flood[:6]
     assert fleet.reserve("one", budget=200, in_flight=1400, **others) == []
     [calm] = fleet.put(B, "calm")
