@@ -113,9 +113,15 @@ _DECIDING = ("reserve", "replay")
 def script(name: str, strategy: Strategy = "cache_aware_continuous") -> str:
     """Return the source of one of the Lua scripts beside this module, with what it needs before it.
 
-    That is what all of them share and, if it decides, the strategy.
+    That is what all of them share, the strategy if it decides, and what it looks at if it reserves.
     """
-    parts = [(_SCRIPTS / "common.lua").read_text("utf-8")]
+    parts = [_read("common")]
     if name in _DECIDING:
-        parts += [f"local STRATEGY = '{strategy}'\n", (_SCRIPTS / "strategies" / f"{strategy}.lua").read_text("utf-8")]
-    return "".join([*parts, (_SCRIPTS / f"{name}.lua").read_text("utf-8")])
+        parts += [f"local STRATEGY = '{strategy}'\n", _read(f"strategies/{strategy}")]
+    if name == "reserve":
+        parts.append(_read("looking"))
+    return "".join([*parts, _read(name)])
+
+
+def _read(name: str) -> str:
+    return (_SCRIPTS / f"{name}.lua").read_text("utf-8")

@@ -7,11 +7,7 @@
 -- whose profile this worker holds are looked at, a bounded number of each, and the strategy says which is the cheapest. What
 -- is taken is a batch of one list: as many as there is room for, in requests and in tokens to be computed. If nothing of an
 -- organization may be taken here, the next one is looked at.
-local DUE_AT_ONCE, STRAYS_AT_ONCE = 16, 8
-local OLDEST, HOTTEST, ORGANIZATIONS, TOLD_AT_MOST, HALF_LIFE_S = 8, 4, 8, 6, 30
--- One in so many of a worker's places, and of the tokens that it computes at once, is left to others by an organization that
--- floods. That takes more requests waiting than one in so many of those that the worker can run.
-local KEPT_PLACES, KEPT_TOKENS, FLOOD = 16, 8, 4
+local DUE_AT_ONCE, STRAYS_AT_ONCE, HALF_LIFE_S = 16, 8, 30
 -- Where more than this share of what a worker may compute at once is in flight, what needs nothing computed goes first.
 local PASSING = 0.25
 -- How many elements of what was withdrawn are passed over at most: the next call goes on.
@@ -19,10 +15,6 @@ local stale_left = 1000
 -- Whether something does not fit beside what is computed.
 local too_long = false
 local holder = ARGV[2]
-local worker = cjson.decode(ARGV[3])
-worker.at = now
--- A worker of an earlier release does not say these.
-worker.seats, worker.organizations, worker.hot = worker.seats or 0, worker.organizations or {}, worker.hot or {}
 
 -- Requests and tokens that left, each worth half as much for every half-life that has passed since.
 local function note_leaving(requests, tokens)
@@ -87,126 +79,6 @@ local function adopt_strays()
   end
 end
 
--- Whether a live worker with room has less in hand than this one, and, where that is the strategy, whether it is this one's turn.
-local function compare()
-  local own = worker.worker
-  worker.is_least_loaded = true
-  local idle = redis.call('ZRANGE', IDLE, 0, 7, 'WITHSCORES')
-  for index = 1, #idle, 2 do
-    if tonumber(idle[index + 1]) < worker.load and idle[index] ~= own and is_alive(idle[index]) then
-      worker.is_least_loaded = false
-      break
-    end
-  end
-  if STRATEGY == 'round_robin' then
-    -- The next by name after the last one, or else the first of all.
-    local last, next_name = redis.call('GET', LAST) or '', own
-    for _, name in ipairs(redis.call('ZRANGE', IDLE, 0, -1)) do
-      local comes_before = name < next_name
-      if (name > last) ~= (next_name > last) then
-        comes_before = name > last
-      end
-      if comes_before and is_alive(name) then
-        next_name = name
-      end
-    end
-    worker.is_next = next_name == own
-  end
-end
-
--- How much of a profile's prefix the worker has, tier by tier, and how long it takes to have all of it on the GPU. `known` is
--- what it has of the links from `first` to `last`; the longest prefix that any of them tells of counts.
-local function price_prefix(candidate, known, first, last)
-  local gpu, ram, disk = 0, 0, 0
-  for index = first, last do
-    if known[index] then
-      local g, r, d = string.match(known[index], '^(%d+) (%d+) (%d+)$')
-      gpu, ram, disk = math.max(gpu, g or 0), math.max(ram, r or 0), math.max(disk, d or 0)
-    end
-  end
-  local static = candidate.static
-  gpu, ram, disk = math.min(gpu, static), math.min(ram, static), math.min(disk, static)
-  local function loading(tokens, rate)
-    -- From a tier whose speed is not known, it takes as long as computing.
-    return tokens > 0 and tokens / (rate > 0 and rate or worker.prefill_rate) or 0
-  end
-  candidate.gpu, candidate.cached = gpu, disk
-  candidate.seconds = (static - disk) / worker.prefill_rate
-    + loading(ram - gpu, worker.ram_rate) + loading(disk - ram, worker.disk_rate)
-end
-
--- Says how many requests of an organization, and how many tokens to be computed, the worker may take. One that floods, with more
--- waiting than its share of all that waits, leaves the last places and the last tokens to others, or these would wait for the end
--- of somebody's answer, or of somebody's prompt. Where nobody else asks, all is its share.
-local function allow(organization)
-  local asking, seen = 0, {}
-  for _, names in ipairs({worker.organizations, redis.call('ZRANGE', SERVED, 0, 8 * ORGANIZATIONS)}) do
-    for _, name in ipairs(names) do
-      asking, seen[name] = asking + (seen[name] and 0 or 1), true
-    end
-  end
-  local waiting = redis.call('HMGET', COUNTS, 'requests', 'requests ' .. organization)
-  local own, all = tonumber(waiting[2]) or 0, tonumber(waiting[1]) or 0
-  local floods = worker.seats > 0 and FLOOD * own > worker.seats and asking * own > all
-  worker.places = worker.room - (floods and math.floor(worker.seats / KEPT_PLACES) or 0)
-  worker.tokens = worker.budget - (floods and math.floor((worker.budget + worker.in_flight) / KEPT_TOKENS) or 0)
-end
-
--- The lists of an organization that are looked at, each with its turn.
-local function candidates_of(organization)
-  local found, seen = {}, {}
-  local function add(pairs_of, most)
-    for index = 1, math.min(#pairs_of, 2 * most), 2 do
-      local list = pairs_of[index]
-      if not seen[list] then
-        seen[list] = true
-        found[#found + 1] = {list = list, turn = tonumber(pairs_of[index + 1])}
-      end
-    end
-  end
-  local ready = READY_OF .. organization
-  add(redis.call('ZRANGE', ready, 0, OLDEST - 1, 'WITHSCORES'), OLDEST)
-  if #found == OLDEST then
-    add(redis.call('ZRANGE', hot(worker.worker, organization), 0, HOTTEST - 1, 'WITHSCORES'), HOTTEST)
-  end
-  return found
-end
-
--- Completes what the strategy needs to know of lists: what is cached here of their profiles, who else has them, and how long
--- all that waits in them has waited together.
-local function complete(candidates)
-  local names, links, sums, ranges = {}, {}, {}, {}
-  for index, candidate in ipairs(candidates) do
-    names[index] = candidate.list
-    sums[2 * index - 1], sums[2 * index] = candidate.list, candidate.list .. ' count'
-  end
-  local texts = redis.call('HMGET', LIST_FACTS, unpack(names))
-  for index, candidate in ipairs(candidates) do
-    local facts = list_facts(texts[index]) or {static = 0, head_start = 0, chain = ''}
-    candidate.static, candidate.head_start, candidate.profile = facts.static, facts.head_start, profile_of(candidate.list)
-    ranges[index] = #links + 1
-    links[#links + 1] = candidate.profile
-    for link in string.gmatch(facts.chain, '(%x+):%d+') do
-      links[#links + 1] = link
-    end
-  end
-  ranges[#candidates + 1] = #links + 1
-  local known = redis.call('HMGET', CACHE_OF .. worker.worker, unpack(links))
-  local counted = redis.call('HMGET', SUMS, unpack(sums))
-  for index, candidate in ipairs(candidates) do
-    price_prefix(candidate, known, ranges[index], ranges[index + 1] - 1)
-    candidate.waiting = math.max(1, counted[2 * index] or 1)
-    -- A release that counts nothing may have taken some: none has waited for longer than the first.
-    local longest = math.max(0, now - candidate.turn - candidate.head_start)
-    candidate.waited = math.max(longest, math.min(candidate.waiting * longest,
-      candidate.waiting * (now - SUM_BASE_MS / 1000) - (counted[2 * index - 1] or 0) / 1000))
-    candidate.copies = 0
-    if candidate.seconds > 0 then
-      candidate.copies, candidate.filling, candidate.lightest, candidate.fewest = copies_of(candidate.profile, worker.worker)
-    end
-  end
-end
-
 -- Takes the next messages of a list. Returns them, whether the list was left because the next one does not fit, and their tokens.
 local function take(candidate, organization)
   local taken, tokens, budget, is_full, has_passed_over = {}, 0, worker.tokens, false, false
@@ -267,27 +139,17 @@ local function take(candidate, organization)
   return taken, is_full, tokens
 end
 
--- Whoever reads it later sees the chosen one and the cheapest of the others.
-local function told(candidates, chosen, batch, organization)
-  table.sort(candidates, function(a, b)
-    return a == chosen or b ~= chosen and (a.price or math.huge) < (b.price or math.huge)
-  end)
-  local shown = {}
-  for index = 1, math.min(#candidates, TOLD_AT_MOST) do
-    local one = candidates[index]
-    shown[index] = {
-      profile = one.list, turn = one.turn, waiting = one.waiting, waited = one.waited, cached = one.cached, gpu = one.gpu,
-      static = one.static, seconds = one.seconds, copies = one.copies, lightest = one.lightest, fewest = one.fewest, filling = one.filling, price = one.price,
-      eligible_at = one.eligible_at,
-    }
+-- The cheapest of what may be taken now, and when the first of the others becomes eligible.
+local function cheapest(candidates)
+  local best, soonest = nil, math.huge
+  for _, candidate in ipairs(candidates) do
+    if candidate.eligible_at > now then
+      soonest = math.min(soonest, candidate.eligible_at)
+    elseif (not best or candidate.price < best.price) and not (too_long and candidate.seconds > 0) then
+      best = candidate
+    end
   end
-  return cjson.encode({
-    strategy = STRATEGY, worker = worker.worker, at = now, batch = batch, chosen = 0, organization = organization, candidates = shown, worker_facts = {
-      free_tokens = worker.free_tokens, affinity = worker.affinity, patience = worker.patience, load = worker.load,
-      seats = worker.seats, room = worker.room, budget = worker.budget, in_flight = worker.in_flight, is_least_loaded = worker.is_least_loaded,
-      is_next = worker.is_next, prefill_rate = worker.prefill_rate, ram_rate = worker.ram_rate, disk_rate = worker.disk_rate,
-    },
-  })
+  return best, soonest
 end
 
 -- Looks at one organization. Returns what was taken, why, whether the worker is full, and when something becomes eligible.
@@ -300,26 +162,31 @@ local function try(organization)
   if worker.places <= 0 then
     return {}, '', false, math.huge
   end
+  local is_limited = worker.tokens < worker.budget
   while stale_left > 0 do
     local candidates = candidates_of(organization)
     if #candidates == 0 then
       return {}, '', false, math.huge
     end
     complete(candidates)
-    local best, soonest = nil, math.huge
     for _, candidate in ipairs(candidates) do
       candidate.price, candidate.eligible_at = consider(candidate, worker)
-      if candidate.eligible_at > now then
-        soonest = math.min(soonest, candidate.eligible_at)
-      elseif (not best or candidate.price < best.price) and not (too_long and candidate.seconds > 0) then
-        best = candidate
+    end
+    local best, soonest = cheapest(candidates)
+    local taken, is_full, tokens = {}, false, 0
+    if best then
+      taken, is_full, tokens = take(best, organization)
+    end
+    if is_full and #taken == 0 and best.seconds > 0 and (passes or is_limited) then
+      too_long = true
+      best = cheapest(candidates)
+      if best then
+        taken, is_full, tokens = take(best, organization)
       end
     end
     if not best then
       return {}, '', false, soonest
-    end
-    local taken, is_full, tokens = take(best, organization)
-    if #taken > 0 then
+    elseif #taken > 0 then
       if best.seconds > 0 then
         -- Half as long again as it should take, behind what is computed already.
         fill(worker.worker, best.profile, best.static,
@@ -330,10 +197,8 @@ local function try(organization)
       local why = told(candidates, best, #taken, organization)
       worker.room, worker.load = worker.room - #taken, worker.load + tokens
       return taken, why, is_full, soonest
-    elseif is_full and best.seconds > 0 and (passes or worker.tokens < worker.budget) then
-      too_long = true
     elseif is_full then
-      return {}, '', worker.tokens == worker.budget, soonest
+      return {}, '', not is_limited, soonest
     end
     -- Nothing but what was withdrawn.
     stale_left = stale_left - 1
