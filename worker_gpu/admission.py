@@ -31,9 +31,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The KV cache, in tokens: how many it holds, and how many can be had without evicting a prefix that is known.
+    """The KV cache, in tokens: how many it holds, and how many of these are not of a prefix that is known.
 
-    What runs may have some of the latter for itself. Rates are those of loading from RAM and from disk, in tokens a second. 0 is what is not known, or not there.
+    Rates are those of loading from RAM and from disk, in tokens a second. 0 is what is not known, or not there.
     """
 
     capacity_tokens: int = 0
@@ -74,7 +74,7 @@ class Admission:
         self._max_tokens = max_tokens
         self._lock = threading.Lock()
         self._in_hand: set[Taken] = set()
-        self._organizations, self._shares = Counter[str](), Counter[Share]()
+        self._organizations, self._profiles = Counter[str](), Counter[tuple[str, int]]()
         self._load = 0
         self._in_flight, self._not_begun = 0, 0
 
@@ -85,7 +85,7 @@ class Admission:
             self._in_hand.add(taken)
             self._load += prompt_tokens
             self._organizations[share.organization] += 1
-            self._shares[share] += 1
+            self._profiles[share.profile, share.static_tokens] += 1
             self._count(taken, in_flight=True)
         return taken
 
@@ -114,7 +114,7 @@ class Admission:
                 self._in_hand.remove(taken)
                 self._load -= taken.prompt_tokens
                 _take_one(self._organizations, taken.share.organization)
-                _take_one(self._shares, taken.share)
+                _take_one(self._profiles, (taken.share.profile, taken.share.static_tokens))
 
     @property
     def in_hand(self) -> int:
@@ -155,15 +155,11 @@ class Admission:
             return self._own_tokens(load, capacity_tokens)
 
     def _hot(self) -> dict[str, int]:
-        return {
-            share.profile: runs
-            for share, runs in self._shares.items()
-            if share.profile and HOT * runs >= self.max_requests
-        }
+        return {name: runs for (name, _), runs in self._profiles.items() if name and HOT * runs >= self.max_requests}
 
     def _own_tokens(self, load: EngineLoad, capacity_tokens: int) -> int:
         # Profiles that have a base in common share it, so this is a little less than there is.
-        shared = sum(share.static_tokens for share in self._shares)
+        shared = sum(tokens for _, tokens in self._profiles)
         return max(0, round((load.kv_usage or 0.0) * capacity_tokens) - shared)
 
     def _room(self, load: EngineLoad, capacity_tokens: int) -> int:

@@ -5,8 +5,8 @@ and its answer, which are hardly ever found again and yet are younger than a pro
 profiles nearly fill the cache, one that is asked for every few seconds is evicted all the same, and computed for each request.
 
 Using it makes it young: a request for one token, whose prompt is the profile, finds all of it cached and costs the engine a
-single token. It is due once the engine has stored `STORED_SHARE` of what the cache has room for beside profiles and what runs since the
-profile was used. Nothing is due where nothing is stored, so an idle engine stays idle.
+single token. It is due once the engine has stored `STORED_SHARE` of what the cache has room for beside profiles and what runs,
+since the profile was used. Nothing is due where nothing is stored, so an idle engine stays idle.
 
 It is bounded: only profiles that requests used in the last `KEPT_S` are kept, the latest first, and no more of them than
 the cache holds beside what runs. Beyond that, keeping one would only push out another.

@@ -36,16 +36,21 @@ local function compare()
   end
 end
 
--- Says how many requests of an organization, and how many tokens to be computed, the worker may take. One that floods, with more
--- waiting than its share of all that waits, leaves the last places and the last tokens to others, or these would wait for the end
--- of somebody's answer, or of somebody's prompt. Where nobody else asks, all is its share.
-local function allow(organization)
+-- How many organizations ask: those that wait, and those of which the worker runs something.
+local function count_asking(waiting)
   local asking, seen = 0, {}
-  for _, names in ipairs({worker.organizations, redis.call('ZRANGE', SERVED, 0, 8 * ORGANIZATIONS)}) do
+  for _, names in ipairs({waiting, worker.organizations}) do
     for _, name in ipairs(names) do
       asking, seen[name] = asking + (seen[name] and 0 or 1), true
     end
   end
+  return asking
+end
+
+-- Says how many requests of an organization, and how many tokens to be computed, the worker may take. One that floods, with more
+-- waiting than its share of all that waits, leaves the last places and the last tokens to others, or these would wait for the end
+-- of somebody's answer, or of somebody's prompt. Where nobody else asks, all is its share.
+local function allow(organization, asking)
   local waiting = redis.call('HMGET', COUNTS, 'requests', 'requests ' .. organization)
   local own, all = tonumber(waiting[2]) or 0, tonumber(waiting[1]) or 0
   local floods = worker.seats > 0 and FLOOD * own > worker.seats and asking * own > all

@@ -101,7 +101,8 @@ def test_what_runs_has_memory_that_is_not_free() -> None:
     mine, memory = admission(), Memory(capacity_tokens=1000, free_tokens=600)
     assert mine.wish(IDLE, memory).free_tokens == 600
     taken = [mine.deliver(200, 100, Share("acme", "a" * 64, 100)) for _ in range(2)]
-    load = EngineLoad(running=2, kv_usage=0.35)
+    taken.append(mine.deliver(101, 100, Share("", "a" * 64, 100)))
+    load = EngineLoad(running=3, kv_usage=0.35)
     assert mine.own_tokens(load, 1000) == 250
     assert mine.wish(load, memory).free_tokens == 350
     assert mine.wish(EngineLoad(running=2, kv_usage=0.9), memory).free_tokens == 0
