@@ -37,9 +37,9 @@ local function compare()
 end
 
 -- How many organizations ask: those that wait, and those of which the worker runs something.
-local function count_asking(waiting)
+local function count_asking()
   local asking, seen = 0, {}
-  for _, names in ipairs({waiting, worker.organizations}) do
+  for _, names in ipairs({worker.organizations, redis.call('ZRANGE', SERVED, 0, 8 * ORGANIZATIONS)}) do
     for _, name in ipairs(names) do
       asking, seen[name] = asking + (seen[name] and 0 or 1), true
     end

@@ -214,12 +214,12 @@ redis.call('ZADD', ALIVE, stamp(now), worker.worker)
 compare()
 local messages, decision, is_full, soonest, looked = {}, '', worker.room <= 0, math.huge, 0
 if not is_full then
-  local organizations = redis.call('ZRANGE', SERVED, 0, 8 * ORGANIZATIONS)
-  local asking = count_asking(organizations)
-  for _, organization in ipairs(organizations) do
+  local asking
+  for _, organization in ipairs(redis.call('ZRANGE', SERVED, 0, 8 * ORGANIZATIONS)) do
     if redis.call('EXISTS', READY_OF .. organization) == 0 then
       redis.call('ZREM', SERVED, organization)
     else
+      asking = asking or count_asking()
       local taken, why, full, next_at = try(organization, asking)
       soonest, looked = math.min(soonest, next_at), looked + 1
       messages, decision = taken, why
