@@ -22,7 +22,7 @@ from gateway_app.local.supervisor import ATTEMPTS, FIRST_DELAY_S, LONGEST_DELAY_
 from tests.services import processes_in, wait_until
 
 ROOT = Path(__file__).parents[3]
-WAIT_S = 20.0
+WAIT_S = 60.0
 SLEEP = "import time; time.sleep(600)"
 #: Writes its pid to the file named by its argument, then sleeps through every SIGTERM.
 STUBBORN = """
