@@ -234,7 +234,7 @@ def test_crash_dumps(site: Whole, canaries: Canaries) -> None:
     """Of a gateway and a worker that crash with requests in hand: where each thread was, and nothing else."""
     chat = task(canaries("in hand"), sampling={"seed": 1, "max_tokens": 500})
     running = [post(site, "/v1/tasks", chat).json()["id"] for _ in range(2)]
-    wait_until(lambda: state_of(site, running[0]) == "running", SOON_S, "it to run")
+    wait_until(lambda: state_of(site, running[0]) == "running", 3 * SOON_S, "it to run")
     (server,) = psutil.Process(site.gateway.process.pid).children()
     # gunicorn has a use of its own for SIGABRT.
     server.send_signal(signal.SIGSEGV)
