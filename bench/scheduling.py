@@ -16,7 +16,6 @@ that: it sets the whole gateway beside the routers of others, over HTTP (`--side
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import statistics
 import sys
@@ -25,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.report import arguments, finish
-from bench.schedulinglab.running import OURS, RULES, Job, Outcome, run_all
+from bench.schedulinglab.running import OURS, RULES, Job, Outcome, in_processes, run
 from bench.schedulinglab.scenarios import COMPUTE_S, SCENARIOS
 from bench.schedulinglab.tables import best_rival, markdown, medians, print_scenario
 
@@ -102,7 +101,7 @@ def _sweep(options: Namespace, figures: dict[str, float], targets: dict[str, tup
         for rule in options.rules
         for seed in _seeds(options)
     ]
-    outcomes = list(run_all(jobs, options.processes))
+    outcomes = in_processes(run, jobs, options.processes)
     for scenario, rate in places:
         of_place = [each for each in outcomes if (each.job.scenario, each.job.rate) == (scenario, rate)]
         print_scenario(f"{scenario}, {rate:g} requests/s", of_place, options.rules)
@@ -164,8 +163,7 @@ def _fairness(options: Namespace, figures: dict[str, float], targets: dict[str, 
     from bench.schedulinglab.fairness import CASES, Case, Fairness, fairness
 
     cases = [Case(*of, seed) for of in CASES for seed in _seeds(options)]
-    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        found = dict(zip(cases, pool.map(fairness, cases, chunksize=1), strict=True))
+    found = dict(zip(cases, in_processes(fairness, cases, options.processes), strict=True))
     print("\nthe others' time to first token, calm and in a flood, medians over the seeds")
     columns = ("calm p90", "p99", "flood p90", "p99", "flooder p50", "busy")
     print(f"  {'profiles each':>13}{'threshold':>11}" + "".join(f"{column:>13}" for column in columns))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from tasks.queueing.pull import Wish
@@ -133,7 +133,7 @@ class Admission:
                 prefill_rate=self.prefill_rate.value,
                 ram_rate=memory.ram_rate,
                 disk_rate=memory.disk_rate,
-                free_tokens=max(0, memory.free_tokens - self._own_tokens(load, memory.capacity_tokens)),
+                free_tokens=_without(memory, self._own_tokens(load, memory.capacity_tokens)).free_tokens,
                 seats=self.max_requests,
                 organizations=tuple(name for name in self._organizations if name),
                 hot=self._hot(),
@@ -148,6 +148,10 @@ class Admission:
     def places(self) -> int:
         """Return how many more requests the engine could run."""
         return max(0, self.max_requests - len(self._in_hand))
+
+    def beside_running(self, load: EngineLoad, memory: Memory) -> Memory:
+        """Return what the KV cache has beside what runs."""
+        return _without(memory, self.own_tokens(load, memory.capacity_tokens))
 
     def own_tokens(self, load: EngineLoad, capacity_tokens: int) -> int:
         """Return how many tokens of the KV cache what runs has for itself: they are no profile's, and not to be had now."""
@@ -172,6 +176,12 @@ class Admission:
         self._in_flight += change * taken.uncached
         self._not_begun += change
         taken.in_flight = in_flight
+
+
+def _without(memory: Memory, tokens: int) -> Memory:
+    return replace(
+        memory, capacity_tokens=memory.capacity_tokens - tokens, free_tokens=max(0, memory.free_tokens - tokens)
+    )
 
 
 def _take_one(counter: Counter[T], what: T) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 from tasks.errors import GatewayError
 from tasks.logs import get_logger
 from tasks.metrics import worker as metrics
-from worker_gpu.admission import Share
+from worker_gpu.admission import Memory, Share
 from worker_gpu.asking import run_unasked
 from worker_gpu.freshness import LOOK_EVERY_S, Use, one_token_of
 from worker_gpu.parts import Parts
@@ -32,9 +32,9 @@ class Refresher:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             facts, now = self._cache.facts, asyncio.get_running_loop().time()
-            own = self._admission.own_tokens(self._engine.load, facts.capacity_tokens)
-            room, free = facts.capacity_tokens - own, max(0, facts.free_tokens - own)
-            due = self._freshness.due(room, free, self._admission.places, now, self._held)
+            memory = Memory(facts.capacity_tokens, facts.free_tokens)
+            left = self._admission.beside_running(self._engine.load, memory)
+            due = self._freshness.due(left.capacity_tokens, left.free_tokens, self._admission.places, now, self._held)
             if due:
                 await asyncio.gather(*(self._use(profile, use) for profile, use in due.items()))
 

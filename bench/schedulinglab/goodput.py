@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
 from functools import partial
 
-from bench.schedulinglab.running import Job, run
+from bench.schedulinglab.running import Job, in_processes, run
 
 SHARE = 0.9
 #: Between these, in requests a second, and to within this.
@@ -20,9 +19,7 @@ def curves(
 ) -> tuple[dict[str, float], dict[str, Curve]]:
     """Return each rule's highest rate, and the shares that were found on the way to it."""
     search = partial(bisect, scenario=scenario, requests=requests, seed=seed)
-    # A process that is forked off would share the parent's connections.
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        found = dict(zip(rules, pool.map(search, rules, chunksize=1), strict=True))
+    found = dict(zip(rules, in_processes(search, rules, processes), strict=True))
     return {rule: rate for rule, (rate, _) in found.items()}, {rule: curve for rule, (_, curve) in found.items()}
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import psutil
 
@@ -44,7 +44,6 @@ class Watch:
         self._began = self._looked_at = 0.0
         self._total: dict[int, float] = {}
         self._most: dict[int, float] = {}
-        self._times = psutil.cpu_times()
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -66,7 +65,7 @@ class Watch:
             found = [process for process in family(roots) if process.pid not in self._part_of]
             self._part_of |= {process.pid: part for process in found}
             self._processes += found
-        self._times = psutil.cpu_times()
+        psutil.cpu_times_percent()
         self._began = self._looked_at = time.monotonic()
         self._look()
         self._thread.start()
@@ -76,7 +75,8 @@ class Watch:
         self._left.set()
         self._thread.join()
         self._look()
-        self.machine = _busy(self._times, psutil.cpu_times())
+        spent = psutil.cpu_times_percent()
+        self.machine = 1 - (spent.idle + spent.iowait + spent.nice) / 100
 
     def _run(self) -> None:
         while not self._left.wait(EVERY_S):
@@ -96,12 +96,3 @@ class Watch:
         # The last look may follow another at once: what is too short says nothing.
         share = spent_s / elapsed_s if elapsed_s > EVERY_S / 2 else 0.0
         self._most[pid] = max(self._most.get(pid, 0.0), share)
-
-
-def _busy(before: Any, after: Any) -> float:
-    """Return the share of the time between two of psutil's `cpu_times` that was not idle, nor of a lower priority."""
-    # The time of guests is part of other fields.
-    spent = {name: getattr(after, name) - getattr(before, name) for name in after._fields if "guest" not in name}
-    idle = sum(spent.get(name, 0.0) for name in ("idle", "iowait", "nice"))
-    total = sum(spent.values())
-    return 1 - idle / total if total else 0.0

@@ -116,18 +116,22 @@ class Puller:
         if not self.rule.keeps_fresh or self.worker.unasked or now - self._looked_at < LOOK_EVERY_S:
             return
         self._looked_at = now
-        own = self.admission.own_tokens(self.worker.batch.load, self._capacity)
-        room, free = self._capacity - own, max(0, self.held.free_tokens - own)
-        due = self.freshness.due(room, free, self.admission.places, now, self.held.tokens_of)
+        left = self.admission.beside_running(self.worker.batch.load, self._memory)
+        due = self.freshness.due(
+            left.capacity_tokens, left.free_tokens, self.admission.places, now, self.held.tokens_of
+        )
         for profile, use in due.items():
             request = one_token_of(profile, use)
             share = Share("", profile, len(use.token_ids))
             taken = self.admission.deliver(len(request.prompt_token_ids), len(use.token_ids), share)
             self.worker.submit_unasked(request, partial(self.admission.end, taken))
 
+    @property
+    def _memory(self) -> Memory:
+        return Memory(self._capacity, self.held.free_tokens)
+
     def _wish(self) -> Wish:
-        memory = Memory(self._capacity, self.held.free_tokens)
-        wish, said = self.admission.wish(self.worker.batch.load, memory), self.rule.parameters
+        wish, said = self.admission.wish(self.worker.batch.load, self._memory), self.rule.parameters
         affinity, patience = said.get("affinity", wish.affinity), said.get("patience", wish.patience)
         return replace(wish, affinity=affinity, patience=patience)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import get_args
+from typing import TypeVar, get_args
 
 import redis
 
@@ -20,6 +20,8 @@ from tasks.queueing.pull import Strategy
 from tests.services import RedisServer
 from worker_gpu.engines.simulated_options import SimulationOptions
 
+T = TypeVar("T")
+U = TypeVar("U")
 OURS: Strategy = "cache_aware_continuous"
 #: The queue's strategies: workers pull.
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -70,11 +72,11 @@ def serve(rule: str, workload: Workload, seed: int, options: SimulationOptions =
         return fleet, fleet.serve(workload.asks, workload.losses)
 
 
-def run_all(jobs: Iterable[Job], processes: int) -> Iterator[Outcome]:
-    """Run jobs, several at once; give each outcome as it comes."""
+def in_processes(what: Callable[[T], U], each: Iterable[T], processes: int) -> list[U]:
+    """Return what a function makes of each, several at once in processes of their own."""
     # A process that is forked off would share the parent's connections.
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap_unordered(run, jobs)
+        return pool.map(what, each, chunksize=1)
 
 
 def fresh_redis(closing: ExitStack) -> redis.Redis:

@@ -8,8 +8,6 @@ local LONGEST_TURN = 20
 local KEPT_REFUSED, KEPT_BYTES = 100, 4096
 -- A worker speaks at least once a second. What it holds is nobody's once it has been silent for so long.
 local DEAD_S = 6
--- So long counts what was known of how many requests it runs with a profile.
-local RUNS_S = 1
 -- Times are summed up in milliseconds since 2023, or a double could not hold the sum of a million of them.
 local SUM_BASE_MS = 1.7e12
 local clock = redis.call('TIME')
@@ -370,43 +368,4 @@ local function forget_silent(most)
     end
     redis.call('ZREM', FILLS, fill_name)
   end
-end
-
--- Notes how many requests a worker runs with a profile that it holds.
-local function note_runs(worker, profile, runs)
-  local held = string.match(redis.call('HGET', COPIES_OF .. profile, worker) or '', '^held %d+')
-  if held then
-    redis.call('HSET', COPIES_OF .. profile, worker, string.format('%s %d %s', held, runs, stamp(now)))
-  end
-end
-
--- How many it ran lately, of what `copies` has of it; 0 if that is not known.
-local function runs_of(how)
-  local runs, at = string.match(how, '^held %d+ (%d+) (%S+)')
-  return runs and now - at < RUNS_S and tonumber(runs) or 0
-end
-
--- How many live workers but `worker` hold a profile or are computing it, until when `worker` computes it, if it does, how
--- many tokens the least loaded of those that hold it and have room has in hand, if there is one, and how many requests the one
--- with the fewest runs with this profile.
-local function copies_of(profile, worker)
-  local others, filling, lightest, fewest = 0, nil, nil, nil
-  local found = redis.call('HGETALL', COPIES_OF .. profile)
-  for index = 1, #found, 2 do
-    local name, how = found[index], found[index + 1]
-    local untill = filling_end(how)
-    if untill and untill <= now then
-      redis.call('HDEL', COPIES_OF .. profile, name)
-    elseif name == worker then
-      filling = untill
-    elseif is_alive(name) then
-      others = others + 1
-      local load = not untill and tonumber(redis.call('ZSCORE', IDLE, name))
-      if load and (not lightest or load < lightest) then
-        lightest = load
-      end
-      fewest = math.min(fewest or math.huge, runs_of(how))
-    end
-  end
-  return others, filling, lightest, fewest
 end

@@ -4,6 +4,8 @@ local OLDEST, HOTTEST, ORGANIZATIONS, TOLD_AT_MOST = 8, 4, 8, 6
 -- One in so many of a worker's places, and of the tokens that it computes at once, is left to others by an organization that
 -- floods. That takes more requests waiting than one in so many of those that the worker can run.
 local KEPT_PLACES, KEPT_TOKENS, FLOOD = 16, 8, 4
+-- So long counts what was known of how many requests a worker runs with a profile.
+local RUNS_S = 1
 local worker = cjson.decode(ARGV[3])
 worker.at = now
 -- A worker of an earlier release does not say these.
@@ -97,6 +99,45 @@ local function price_prefix(candidate, known, first, last)
   candidate.gpu, candidate.cached = gpu, disk
   candidate.seconds = (static - disk) / worker.prefill_rate
     + loading(ram - gpu, worker.ram_rate) + loading(disk - ram, worker.disk_rate)
+end
+
+-- Notes how many requests a worker runs with a profile that it holds.
+local function note_runs(worker, profile, runs)
+  local held = string.match(redis.call('HGET', COPIES_OF .. profile, worker) or '', '^held %d+')
+  if held then
+    redis.call('HSET', COPIES_OF .. profile, worker, string.format('%s %d %s', held, runs, stamp(now)))
+  end
+end
+
+-- How many it ran lately, of what `copies` has of it; 0 if that is not known.
+local function runs_of(how)
+  local runs, at = string.match(how, '^held %d+ (%d+) (%S+)')
+  return runs and now - at < RUNS_S and tonumber(runs) or 0
+end
+
+-- How many live workers but `worker` hold a profile or are computing it, until when `worker` computes it, if it does, how
+-- many tokens the least loaded of those that hold it and have room has in hand, if there is one, and how many requests the one
+-- with the fewest runs with this profile.
+local function copies_of(profile, worker)
+  local others, filling, lightest, fewest = 0, nil, nil, nil
+  local found = redis.call('HGETALL', COPIES_OF .. profile)
+  for index = 1, #found, 2 do
+    local name, how = found[index], found[index + 1]
+    local untill = filling_end(how)
+    if untill and untill <= now then
+      redis.call('HDEL', COPIES_OF .. profile, name)
+    elseif name == worker then
+      filling = untill
+    elseif is_alive(name) then
+      others = others + 1
+      local load = not untill and tonumber(redis.call('ZSCORE', IDLE, name))
+      if load and (not lightest or load < lightest) then
+        lightest = load
+      end
+      fewest = math.min(fewest or math.huge, runs_of(how))
+    end
+  end
+  return others, filling, lightest, fewest
 end
 
 -- Completes what the strategy needs to know of lists: what is cached here of their profiles, who else has them, and how long

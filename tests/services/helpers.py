@@ -63,14 +63,14 @@ def wait_until(predicate: Callable[[], T], timeout_s: float, what: str) -> T:
     Raises TimeoutError, which says `what` did not come.
     """
     deadline = time.monotonic() + timeout_s
-    began = time.monotonic()
-    while not (value := predicate()):
+    while True:
+        began = time.monotonic()
+        if value := predicate():
+            return value
         looked = time.monotonic()
         if looked > deadline:
             raise TimeoutError(f"waited {timeout_s:g} s for {what}")
         time.sleep(min(max(POLL_S, PAUSES_PER_LOOK * (looked - began)), LONGEST_PAUSE_S))
-        began = time.monotonic()
-    return value
 
 
 def processes_in(folder: Path) -> list[psutil.Process]:
