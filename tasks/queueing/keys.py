@@ -44,7 +44,8 @@ class QueueKeys:
 
     Workers are in `alive` by when they were last heard of, in `idle` by their load if they have room, and in `facts` with their
     last report. `cache:<worker>` is a hash of what its KV cache holds of each link, `hot:<worker>/<organization>` a
-    sorted set of the lists that are ready whose profiles it holds, `copies:<profile>` a hash of the workers that hold it or are computing it, which `fills` has by when that is given up. `wake:<worker>` is its own list for a marker.
+    sorted set of the lists that are ready whose profiles it holds, `copies:<profile>` a hash of the workers that hold it or are computing it, which `fills` has by when that is given up,
+    `runs:<profile>` one of how many requests each of them ran lately with it. `wake:<worker>` is its own list for a marker.
 
     `wanted` is a hash of the profiles that workers shall have computed, `awaited` a sorted set of those wishes that end, by when.
     """

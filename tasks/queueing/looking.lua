@@ -5,7 +5,7 @@ local OLDEST, HOTTEST, ORGANIZATIONS, TOLD_AT_MOST = 8, 4, 8, 6
 -- floods. That takes more requests waiting than one in so many of those that the worker can run.
 local KEPT_PLACES, KEPT_TOKENS, FLOOD = 16, 8, 4
 -- So long counts what was known of how many requests a worker runs with a profile.
-local RUNS_S = 1
+local RUNS_OF, RUNS_S = ARGV[1] .. 'runs:', 1
 local worker = cjson.decode(ARGV[3])
 worker.at = now
 -- A worker of an earlier release does not say these.
@@ -101,17 +101,15 @@ local function price_prefix(candidate, known, first, last)
     + loading(ram - gpu, worker.ram_rate) + loading(disk - ram, worker.disk_rate)
 end
 
--- Notes how many requests a worker runs with a profile that it holds.
+-- Notes how many requests a worker runs with a profile.
 local function note_runs(worker, profile, runs)
-  local held = string.match(redis.call('HGET', COPIES_OF .. profile, worker) or '', '^held %d+')
-  if held then
-    redis.call('HSET', COPIES_OF .. profile, worker, string.format('%s %d %s', held, runs, stamp(now)))
-  end
+  redis.call('HSET', RUNS_OF .. profile, worker, string.format('%d %s', runs, stamp(now)))
+  redis.call('EXPIRE', RUNS_OF .. profile, 60)
 end
 
--- How many it ran lately, of what `copies` has of it; 0 if that is not known.
-local function runs_of(how)
-  local runs, at = string.match(how, '^held %d+ (%d+) (%S+)')
+-- How many a worker ran lately with a profile; 0 if that is not known.
+local function runs_of(profile, worker)
+  local runs, at = string.match(redis.call('HGET', RUNS_OF .. profile, worker) or '', '^(%d+) (%S+)$')
   return runs and now - at < RUNS_S and tonumber(runs) or 0
 end
 
@@ -122,8 +120,7 @@ local function copies_of(profile, worker)
   local others, filling, lightest, fewest = 0, nil, nil, nil
   local found = redis.call('HGETALL', COPIES_OF .. profile)
   for index = 1, #found, 2 do
-    local name, how = found[index], found[index + 1]
-    local untill = filling_end(how)
+    local name, untill = found[index], filling_end(found[index + 1])
     if untill and untill <= now then
       redis.call('HDEL', COPIES_OF .. profile, name)
     elseif name == worker then
@@ -134,7 +131,7 @@ local function copies_of(profile, worker)
       if load and (not lightest or load < lightest) then
         lightest = load
       end
-      fewest = math.min(fewest or math.huge, runs_of(how))
+      fewest = math.min(fewest or math.huge, runs_of(profile, name))
     end
   end
   return others, filling, lightest, fewest
