@@ -26,8 +26,8 @@ from kombu.message import Message
 from tasks.errors import MessageRejected
 from tasks.logs import get_logger
 from tasks.queueing.keys import TASK_NAME
+from tasks.queueing.properties import record_of
 from tasks.queueing.reconnecting import Consumer
-from tasks.queueing.transport import record_of
 from worker_gpu import control  # noqa: F401  its commands register themselves
 from worker_gpu.delivery import Delivery, read, tag_of
 from worker_gpu.engine_step import EngineStep

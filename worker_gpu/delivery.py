@@ -14,8 +14,8 @@ from tasks.errors import MessageRejected
 from tasks.queueing import decision
 from tasks.queueing.decision import MOST_TOKENS, Decision
 from tasks.queueing.keys import TASK_NAME
+from tasks.queueing.properties import decision_of, lease_tag, record_of, returns_of
 from tasks.queueing.qos import is_ours
-from tasks.queueing.transport import decision_of, lease_tag, record_of, returns_of
 from worker_gpu.admission import NOBODY, Share
 
 

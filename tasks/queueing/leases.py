@@ -113,7 +113,7 @@ class Leases:
             self._thread.join(timeout_s)
 
     def hold(self, tag: str, record: bytes) -> None:
-        """Renew the lease of a message from now on; `record` is what the queue delivered of it (`transport.record_of`)."""
+        """Renew the lease of a message from now on; `record` is what the queue delivered of it (`properties.record_of`)."""
         with self._changed:
             self._held[tag] = record
             # It was delivered again, so what was said of its last delivery has been heard, or is no longer true.

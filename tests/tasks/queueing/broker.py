@@ -21,9 +21,9 @@ from tasks.queueing.integrity import check_integrity
 from tasks.queueing.keys import QueueKeys
 from tasks.queueing.leases import Leases, grace_s
 from tasks.queueing.message import MessageCodec, Queued
+from tasks.queueing.properties import lease_tag
 from tasks.queueing.publisher import Publisher
 from tasks.queueing.scripts import Scripts
-from tasks.queueing.transport import lease_tag
 from tasks.settings import settings
 
 WRAPPER = KeyWrapper((b"m" * KEY_BYTES,))

@@ -17,8 +17,8 @@ from kombu.exceptions import OperationalError
 
 from tasks.errors import QueueUnavailable
 from tasks.queueing.connecting import connect, connect_async
+from tasks.queueing.properties import record_of
 from tasks.queueing.publisher import Publisher
-from tasks.queueing.transport import record_of
 from tests.services import RedisServer, free_port, wait_until
 from tests.tasks.queueing.broker import A, Broker, Consumer, configured, queued
 

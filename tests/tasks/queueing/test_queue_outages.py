@@ -17,7 +17,7 @@ from typing import Self
 import pytest
 from kombu.exceptions import OperationalError
 
-from tasks.queueing.transport import lease_tag, record_of
+from tasks.queueing.properties import lease_tag, record_of
 from tests.services import RedisServer, wait_until
 from tests.tasks.queueing.broker import A, B, Broker, C, Consumer, configured
 
@@ -156,7 +156,7 @@ def test_redis_becomes_a_replica(own_redis: RedisServer, monkeypatch: pytest.Mon
 _TAKER = """
 import sys, time
 from tests.tasks.queueing.broker import Broker, Consumer
-from tasks.queueing.transport import lease_tag, record_of
+from tasks.queueing.properties import lease_tag, record_of
 broker = Broker(sys.argv[1])
 leases, lost = broker.leases(sys.argv[2], 1.0)
 consumer = Consumer(broker, prefetch=0, holder=sys.argv[2])

@@ -21,7 +21,7 @@ from tasks.app import make_app
 from tasks.errors import QueueUnavailable
 from tasks.job import Prompt, Sampling
 from tasks.queueing.keys import FAMILY
-from tasks.queueing.transport import lease_tag
+from tasks.queueing.properties import lease_tag
 from tests.services import RedisServer
 from tests.tasks.queueing.broker import CODEC, POLL_S, A, B, Broker, C, Consumer, D, configured
 

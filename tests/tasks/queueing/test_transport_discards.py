@@ -20,7 +20,7 @@ from celery import Celery
 from tasks.app import configuration
 from tasks.errors import QueueUnavailable
 from tasks.queueing.keys import FAMILY
-from tasks.queueing.transport import lease_tag
+from tasks.queueing.properties import lease_tag
 from tests.reserving import reserve_one
 from tests.services import wait_until
 from tests.tasks.queueing.broker import A, B, Broker, Consumer, queued
