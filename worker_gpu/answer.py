@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tasks.job import FinishReason, Job, Result, Timings, Usage
 from tasks.metrics import worker as metrics
 from worker_gpu.engines.base import Delta
-from worker_gpu.streams import RequestStream
+from worker_gpu.request_stream import RequestStream
 
 
 class Answer:

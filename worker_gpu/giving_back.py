@@ -25,8 +25,8 @@ from tasks.settings import SchedulingGroup
 from tasks.stream import ended
 from worker_gpu import tracing
 from worker_gpu.records import Records
+from worker_gpu.request_stream import RequestStream
 from worker_gpu.scopes import Scope
-from worker_gpu.streams import RequestStream
 
 logger = get_logger(__name__)
 #: A message that this worker cannot verify may be fit for another, which has a key that it lacks.

@@ -4,15 +4,6 @@ The thread lives as long as the process, which the engine's orphan guard relies 
 process when the thread that started it ends. Beside the requests a few small tasks run for ever: sending frames, hearing
 of cancels, the heartbeat, and watching the engine. Leases are not renewed here: they have a thread of their own, so that
 a loop that is kept busy loses none.
-
-It ends in one of two ways, and both let go of what runs before the process ends.
-
-- **Drained**: from `drain` on nothing is begun. What was not begun goes back at once, what runs has until the grace
-  time is over; the rest is given back, excused.
-- **Dead**: the engine died or hangs. Everything is given back at once, and the attempts count.
-
-Giving back needs the database and Redis. Where they are away it is given up after a few seconds: the leases then end by
-themselves.
 """
 
 from __future__ import annotations
@@ -37,6 +28,7 @@ from worker_gpu.progress import Progress
 from worker_gpu.pulling import Pulling
 from worker_gpu.refresher import Refresher
 from worker_gpu.scopes import Outcome
+from worker_gpu.shutdown import HAND_BACK_S, Shutdown
 from worker_gpu.warmer import Warmer
 from worker_gpu.watchdog import Watchdog
 
@@ -44,12 +36,6 @@ logger = get_logger(__name__)
 
 #: Threads for what blocks; they are made as they are needed.
 _THREADS = 32
-#: How long giving back may take, all told.
-HAND_BACK_S = 3.0
-#: How long Celery and the engine may then take to end.
-END_S = 20.0
-#: The same, once the engine is dead: there is nothing left to be gentle with.
-DEAD_END_S = 3.0
 GC_THRESHOLD = (50_000, 20, 50)
 Done = Callable[[Outcome, float], None]
 
@@ -71,8 +57,6 @@ class Runtime:
         self._running: set[asyncio.Task[Outcome]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-loop", daemon=True)
-        self._leaving: asyncio.Task[None] | None = None
-        self._hurry = asyncio.Event()
 
     def start(self) -> None:
         """Load the model and begin to run. Raises GatewayError if the engine does not start."""
@@ -115,7 +99,7 @@ class Runtime:
 
         Returns at once. May be called from a signal handler, and again.
         """
-        self._loop.call_soon_threadsafe(self._drain, hurry)
+        self._loop.call_soon_threadsafe(self._shutdown.drain, hurry)
 
     def stop(self) -> None:
         """Drain, then end the engine: takes up to the grace time and a few seconds."""
@@ -145,9 +129,12 @@ class Runtime:
         parts.leases.start()
         prefix = self._settings.gateway.key_prefix
         warmer = Warmer(parts, QueueKeys(prefix), parts.pulling.wish, parts.pulling.has_room)
-        self._reporting = asyncio.create_task(through_outages(parts.reporter.report_for_ever))
+        reporting = asyncio.create_task(through_outages(parts.reporter.report_for_ever))
+        self._shutdown = Shutdown(
+            parts, self._running, reporting, self._settings.scheduling.drain_s, self._on_dead, self._on_overdue
+        )
         self._background += [
-            self._reporting,
+            reporting,
             asyncio.create_task(parts.streams.send_forever()),
             asyncio.create_task(through_outages(parts.cancels.hear)),
             asyncio.create_task(parts.cancels.look()),
@@ -161,7 +148,7 @@ class Runtime:
 
     def _begin(self, delivery: Delivery, progress: Progress, done: Done) -> None:
         started = time.monotonic()
-        if self._leaving is not None:
+        if self._shutdown.has_begun:
             self._leases.give_back(delivery.tag)
             progress.end()
             done("queued", 0.0)
@@ -180,7 +167,7 @@ class Runtime:
         try:
             return await self._parts.runner.run(delivery, progress)
         except EngineDead as error:
-            self._die(error.detail)
+            self._shutdown.die(error.detail)
         except Exception as error:
             # Nobody runs it any more, so its lease must end, and another worker tries.
             logger.error("unexpected error with a message", tag=delivery.tag, error=type(error).__name__)
@@ -191,64 +178,9 @@ class Runtime:
         """Hear from the leases' thread that a message is another's."""
         self._loop.call_soon_threadsafe(self._scopes.lose, tag)
 
-    def _drain(self, hurry: bool) -> None:
-        if hurry:
-            self._hurry.set()
-        if self._leaving is None:
-            self._heart.become("draining")
-            self._fall_silent()
-            self._leaving = self._loop.create_task(self._let_go())
-
-    def _fall_silent(self) -> None:
-        """Ask for nothing more, and have the queue give to others what this worker's cache holds."""
-        self._parts.pulling.leave()
-
-        async def unreport() -> None:
-            await cancel([self._reporting])
-            await self._parts.reporter.stop()
-
-        self._silence = self._loop.create_task(unreport())
-
-    async def _let_go(self) -> None:
-        """Wait for what runs, then give back what is left."""
-        grace_s = self._settings.scheduling.drain_s
-        self._scopes.stop_all("worker_draining", but_begun=True)
-        logger.info("draining", seconds=grace_s, count=len(self._running))
-        hurry = self._loop.create_task(self._hurry.wait())
-        until = self._loop.time() + grace_s
-        while self._running and not hurry.done() and (left_s := until - self._loop.time()) > 0:
-            await asyncio.wait((*self._running, hurry), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        hurry.cancel()
-        self._scopes.stop_all("worker_draining")
-        await self._wait_for_returns()
-        self._loop.call_later(END_S, self._on_overdue)
-
-    def _die(self, why: str) -> None:
-        if self._heart.state != "dead":
-            logger.critical("the engine is of no use any more", why=why)
-            self._heart.become("dead")
-            self._fall_silent()
-            if self._leaving is not None:
-                self._leaving.cancel()
-            self._leaving = self._loop.create_task(self._perish())
-
-    async def _perish(self) -> None:
-        self._scopes.stop_all("engine_dead")
-        await self._wait_for_returns()
-        self._on_dead()
-        self._loop.call_later(DEAD_END_S, self._on_overdue)
-
-    async def _wait_for_returns(self) -> None:
-        """Wait, not for long, until what was stopped is given back."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=HAND_BACK_S)
-
     async def _stop(self) -> None:
-        self._drain(hurry=False)
-        # It may be replaced meanwhile, by the engine's death.
-        while self._leaving is not None and not self._leaving.done():
-            await asyncio.wait((self._leaving,))
-        await self._silence
+        self._shutdown.drain(hurry=False)
+        await self._shutdown.wait()
         await cancel([*self._running, *self._background])
         # Only now: until Celery's consumer was stopped, messages could come, to be given back.
         await asyncio.to_thread(self._leases.close, HAND_BACK_S)
@@ -261,9 +193,9 @@ class Runtime:
             engine = self._parts.engine
             await Watchdog(engine, self._settings.engine.stall_s or engine.stall_s).watch()
         except EngineDead as error:
-            self._die(error.detail)
+            self._shutdown.die(error.detail)
 
     def _background_ended(self, task: asyncio.Task[None]) -> None:
         # Without one of them requests would run and never end, so the worker had better be replaced.
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._die(f"a background task of the worker failed with {type(error).__name__}")
+            self._shutdown.die(f"a background task of the worker failed with {type(error).__name__}")

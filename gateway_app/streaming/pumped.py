@@ -15,6 +15,7 @@ from sqlalchemy.engine import Row
 from gateway_app.access import Answered
 from gateway_app.api.sse import HEARTBEAT
 from gateway_app.streaming.feed import Entry
+from gateway_app.streaming.send_timeout import SendTimeout
 from tasks.logs import get_logger
 from tasks.stream import Cursor, Frame, stream_key
 from tasks.tracing import Span
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 #: Bytes that may wait for a client before no more are made for it.
 BUFFER_BYTES = 64 * 1024
-#: How long a client may take nothing of what waits for it.
-STALL_S = 30.0
-#: How long a client that has been given everything may take to close its connection.
-LINGER_S = 2.0
 #: What a client may send while it is being answered: nothing of use.
 _MAX_IGNORED_BYTES = 64 * 1024
 
@@ -66,7 +63,7 @@ class PumpedStream(asyncio.Protocol):
         self._method, self._route = method, route
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._stalled: asyncio.TimerHandle | None = None
+        self._send_timeout = SendTimeout()
         self._span = span
         self._started_at = time.monotonic()
         self._size = 0
@@ -134,13 +131,13 @@ class PumpedStream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Make no more for a client that does not take what it has."""
-        self._expect_progress()
+        if self._transport is not None:
+            self._send_timeout.expect_progress(self._transport)
 
     def resume_writing(self) -> None:
         """Go on."""
-        if self._stalled is not None and not self._over:
-            self._stalled.cancel()
-            self._stalled = None
+        if self._send_timeout.is_set and not self._over:
+            self._send_timeout.cancel()
             self.write_available()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  why makes no difference
@@ -149,9 +146,9 @@ class PumpedStream(asyncio.Protocol):
         self._over = True
         self._relay.detach(self)
         self._pump.streams.discard(self)
-        for timer in (self._timer, self._stalled):
-            if timer is not None:
-                timer.cancel()
+        self._send_timeout.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if not self._ended and self._abandon is not None:
             self._pump.later(self._abandon)
         # As the server's own lines are, which does not see this one's end.
@@ -168,7 +165,7 @@ class PumpedStream(asyncio.Protocol):
 
     def write_available(self) -> None:
         """Write what can be made of the frames that have come, unless the client is behind."""
-        if self._over or self._transport is None or self._transport.is_closing() or self._stalled is not None:
+        if self._over or self._transport is None or self._transport.is_closing() or self._send_timeout.is_set:
             return
         chunks: list[bytes] = []
         size = 0
@@ -253,27 +250,12 @@ class PumpedStream(asyncio.Protocol):
                 self._transport.write(b"0\r\n\r\n")
             with suppress(OSError):
                 self._transport.write_eof()
-            self._expect_progress()
-
-    def _expect_progress(self) -> None:
-        """Cut the client off if it takes nothing more of what waits for it, or does not close when it has it all."""
-        if self._transport is not None:
-            held = self._transport.get_write_buffer_size()
-            if self._stalled is not None:
-                self._stalled.cancel()
-            after_s = STALL_S if held else LINGER_S
-            self._stalled = asyncio.get_running_loop().call_later(after_s, self._check_progress, held)
-
-    def _check_progress(self, held: int) -> None:
-        if self._transport is not None and self._transport.get_write_buffer_size() < held:
-            self._expect_progress()
-        else:
-            self.abort()
+            self._send_timeout.expect_progress(self._transport)
 
     def _beat(self) -> None:
         if self._over:
             return
-        if not self._spoke and self._stalled is None:
+        if not self._spoke and not self._send_timeout.is_set:
             self._write([HEARTBEAT])
             # Silence: perhaps the request ended without a word, its worker lost after the commit.
             self._pump.look(self)

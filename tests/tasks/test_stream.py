@@ -26,7 +26,8 @@ from tasks.settings import StreamingGroup
 from tasks.stream import FIELD, START, Cursor, Frame, completed, delta, ended, gathered, opening, replay, stream_key
 from tests.services import RedisServer
 from worker_gpu.engines.base import Delta
-from worker_gpu.streams import CROWD, RequestStream, StreamWriter
+from worker_gpu.request_stream import RequestStream
+from worker_gpu.streams import CROWD, StreamWriter
 
 PREFIX = "test:"
 KEY = os.urandom(KEY_BYTES)

@@ -19,7 +19,8 @@ from tasks.stream import FIELD, Cursor, Frame, completed, replay, stream_key
 from tests.services import RedisServer
 from worker_gpu.background import cancel
 from worker_gpu.engines.base import Delta
-from worker_gpu.streams import FRAMES_AT_ONCE, JOINED_AT_MOST, RequestStream, StreamWriter
+from worker_gpu.request_stream import FRAMES_AT_ONCE, JOINED_AT_MOST, RequestStream
+from worker_gpu.streams import StreamWriter
 
 KEY = b"k" * 32
 PREFIX = "metaqore:"

@@ -34,7 +34,7 @@ def told(name: str, **labels: str) -> float:
 def test_a_frame_is_measured_by_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first begins the count; each later one tells the mean time of its tokens, those without text included."""
     clock = [100.0]
-    monkeypatch.setattr("worker_gpu.streams.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("worker_gpu.request_stream.time", SimpleNamespace(monotonic=lambda: clock[0]))
     names = ("output_tokens_total", "inter_token_seconds_count", "inter_token_seconds_sum")
     before = {name: told(name) for name in names}
 

@@ -28,7 +28,7 @@ from werkzeug.test import EnvironBuilder
 from gateway_app import build
 from gateway_app.access import AccessLog
 from gateway_app.api import sse
-from gateway_app.streaming import pumped
+from gateway_app.streaming import pumped, send_timeout
 from gateway_app.streaming.pump import Make, Pump
 from gateway_app.streaming.pumped import PumpedStream
 from gateway_app.streaming.relay import Relay
@@ -388,7 +388,7 @@ def test_the_reader_is_dropped_as_the_last_entry_is_taken(place: Place) -> None:
 
 def test_a_reader_that_takes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is cut off, and what only it waited for is cancelled; one that takes a little now and then is not."""
-    monkeypatch.setattr(pumped, "STALL_S", 0.5)
+    monkeypatch.setattr(send_timeout, "STALL_S", 0.5)
     # Too much to be taken in that time.
     monkeypatch.setattr(pumped, "BUFFER_BYTES", 8 * SMALL)
     with place.chatting(SMALL) as (client, request_id):
@@ -411,8 +411,8 @@ def test_a_reader_that_takes_nothing(place: Place, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("reads", [False, True])
 def test_an_end_that_is_not_taken(place: Place, monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
     """A client that leaves the last words lie, or has them and does not close, is not waited for forever."""
-    monkeypatch.setattr(pumped, "STALL_S", 0.3)
-    monkeypatch.setattr(pumped, "LINGER_S", 0.3)
+    monkeypatch.setattr(send_timeout, "STALL_S", 0.3)
+    monkeypatch.setattr(send_timeout, "LINGER_S", 0.3)
     request_id = place.submit()
     client = place.ask("GET", f"/v1/tasks/{request_id}/events", SMALL)
     stream = place.stream(request_id)
