@@ -13,181 +13,24 @@ else the machine does slows all of them alike. The messages are those of request
 
 from __future__ import annotations
 
-import random
 import statistics
-import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import count
-from typing import Any
 
-import kombu
 import redis
 
+from bench.queuelab.messages import BLOCK, Messages
+from bench.queuelab.ours import Consumed, Ours
+from bench.queuelab.stock import Stock
 from bench.report import arguments, finish
-from tasks.app import configuration
-from tasks.crypto import KEY_BYTES, KeyWrapper, Signer
-from tasks.ids import new_request_id
-from tasks.job import Job, Prompt, Sampling
 from tasks.queueing.connecting import connect
-from tasks.queueing.keys import QueueKeys, script
-from tasks.queueing.message import MessageCodec, Queued
-from tasks.queueing.publisher import Publisher
-from tasks.queueing.scripts import Scripts
-from tests.reserving import reserve_one
 from tests.services import RedisServer
 
 FEW, MANY, STOCK_MANY = 10, 10_000, 1_000
 THOUSAND, MILLION = 1_000, 1_000_000
 TIMED, STOCK_TIMED = 2_000, 100
-BLOCK, BLOCKS = 200, 15
-POURED = 1_000
-HOLDER = "bench"
-TOKENS = 6_000
-
-
-class Messages:
-    """Messages as a gateway makes them: one is sealed for real, and the others are it under other names."""
-
-    def __init__(self, seed: int) -> None:
-        wrapper = KeyWrapper((b"m" * KEY_BYTES,))
-        data_key, wrapped = wrapper.new_key("bench")
-        chance = random.Random(seed)
-        prompt = Prompt("0" * 64, tuple(chance.randrange(49_000) for _ in range(200)), TOKENS)
-        job = Job(new_request_id(), 1, "acme", prompt, Sampling(seed=7), time.time(), data_key)
-        self.sample = MessageCodec(Signer((b"s" * KEY_BYTES,)), wrapper).encode(job, wrapped)
-        self._numbers = count()
-
-    def new(self, list_number: int) -> Queued:
-        """Return a message for the list of that number."""
-        sample, tag = self.sample, f"{next(self._numbers):035}:1"
-        message = sample.message.replace(sample.tag, tag)
-        return Queued(tag, f"{list_number:064}", sample.organization, sample.tokens, 0, message)
-
-
-class Ours:
-    """A queue of ours below a prefix of its own, with some messages in each of so many lists."""
-
-    def __init__(self, client: redis.Redis, prefix: str, messages: Messages, lists: int) -> None:
-        self.keys = QueueKeys(prefix)
-        self._client = client
-        self.scripts = Scripts(client, self.keys)
-        self.publisher = Publisher(client, self.keys)
-        self._messages = messages
-        self.lists = lists
-
-    def fill(self, total: int) -> None:
-        """Publish so many messages, to the lists in turn."""
-        for number in range(total):
-            self.publisher.publish(self._messages.new(number % self.lists))
-
-    def pour(self, total: int) -> None:
-        """Publish as `fill` does, many in one round trip."""
-        put = self._client.register_script(script("put"))
-        for start in range(0, total, POURED):
-            with self._client.pipeline(transaction=False) as pipe:
-                for number in range(start, min(start + POURED, total)):
-                    one = self._messages.new(number % self.lists)
-                    facts = (
-                        one.list,
-                        one.tag,
-                        one.organization,
-                        one.tokens,
-                        one.head_start_s,
-                        one.message,
-                        one.static_tokens,
-                        "",
-                    )
-                    put(keys=self.keys.of_scripts, args=[self.keys.root, *facts], client=pipe)
-                pipe.execute()
-
-    def take(self) -> float:
-        """Return how many microseconds one reservation took; the message is replaced by another of its list."""
-        began = time.perf_counter()
-        taken = reserve_one(self.scripts, HOLDER)
-        took_us = (time.perf_counter() - began) * 1e6
-        if taken is None:
-            raise RuntimeError("there was nothing to reserve")
-        tag, record, _ = taken
-        self.scripts.run("drop", tag)
-        self.publisher.publish(self._messages.new(int(record.split(b'"', 4)[3])))
-        return took_us
-
-
-class Stock:
-    """As many queues of stock kombu, all consumed by one consumer, with messages in each."""
-
-    def __init__(self, url: str, prefix: str, body: Any, queues: int, closing: ExitStack) -> None:
-        options = {"global_keyprefix": prefix}
-        self._connection = kombu.Connection(url, transport_options=options)
-        closing.callback(self._connection.release)
-        exchange = kombu.Exchange("stock", type="direct")
-        self.queues = [kombu.Queue(f"q{number}", exchange, routing_key=f"q{number}") for number in range(queues)]
-        self._producer = kombu.Producer(self._connection.channel(), exchange=exchange, auto_declare=False)
-        self._body = body
-        self._taken: list[Any] = []
-        channel = self._connection.channel()
-        self.consumer = kombu.Consumer(channel, self.queues, on_message=self._taken.append)
-        self.consumer.qos(prefetch_count=0)
-
-    def fill(self, total: int) -> None:
-        """Publish so many messages, to the queues in turn."""
-        for number in range(total):
-            self._producer.publish(self._body, routing_key=f"q{number % len(self.queues)}", serializer="json")
-
-    def consume(self) -> None:
-        """Begin to consume."""
-        self.consumer.consume()
-
-    def take(self) -> float:
-        """Return how many microseconds it took to get one message; it is replaced by another of its queue."""
-        began = time.perf_counter()
-        while not self._taken:
-            self._connection.drain_events(timeout=60)
-        took_us = (time.perf_counter() - began) * 1e6
-        message = self._taken.pop()
-        message.ack()
-        self._producer.publish(self._body, routing_key=message.delivery_info["routing_key"], serializer="json")
-        return took_us
-
-    def block(self) -> float:
-        """Return the seconds in which a block of messages is published, taken and acknowledged."""
-        began = time.perf_counter()
-        self.fill(BLOCK)
-        for _ in range(BLOCK):
-            while not self._taken:
-                self._connection.drain_events(timeout=60)
-            self._taken.pop().ack()
-        return time.perf_counter() - began
-
-
-class Consumed(Ours):
-    """A queue of ours, consumed as a worker does: by kombu's consumer, through our transport."""
-
-    def __init__(self, url: str, client: redis.Redis, prefix: str, messages: Messages, closing: ExitStack) -> None:
-        super().__init__(client, prefix, messages, FEW)
-        configured = configuration()
-        options = {**configured["broker_transport_options"], "global_keyprefix": prefix, "holder": HOLDER}
-        address = f"{configured['broker_url'].partition('://')[0]}://{url.partition('://')[2]}"
-        self._connection = kombu.Connection(address, transport_options=options)
-        closing.callback(self._connection.release)
-        self._taken: list[Any] = []
-        consumer = self._connection.Consumer(configured["task_queues"], on_message=self._taken.append)
-        consumer.qos(prefetch_count=0)
-        consumer.consume()
-
-    def block(self) -> float:
-        """Return the seconds in which a block of messages is published, taken and dropped."""
-        began = time.perf_counter()
-        self.fill(BLOCK)
-        for _ in range(BLOCK):
-            while not self._taken:
-                self._connection.drain_events(timeout=60)
-            message = self._taken.pop()
-            self.scripts.run("drop", message.delivery_tag.partition("|")[2])
-            message.ack()
-        return time.perf_counter() - began
+BLOCKS = 15
 
 
 def in_turn(times: int, *ways: Callable[[], float]) -> list[float]:
@@ -225,7 +68,7 @@ def cost(client: redis.Redis, url: str, messages: Messages, closing: ExitStack) 
 
 def throughput(client: redis.Redis, url: str, messages: Messages, closing: ExitStack) -> dict[str, float]:
     """Compare ours and stock kombu's, a block of messages each in turn."""
-    ours = Consumed(url, client, "ours:", messages, closing)
+    ours = Consumed(url, client, "ours:", messages, FEW, closing)
     stock = Stock(url, "stock:", [[messages.sample.message], {}, {}], 1, closing)
     for queue in stock.queues:
         queue(stock.consumer.channel).declare()

