@@ -7,14 +7,14 @@
 --
 -- Nothing waits while holders take everything at once, however much they have in hand. So a worker has a copy at once if it has
 -- `BALANCE` times as many tokens less in hand than any holder, and memory to spare: `ROOMY` times what the copy takes, or `ROOM`
--- times where a crowd asks for the profile. That is where each holder runs so many requests with it, one in `CROWD` of all that it
--- can run, that a copy would relieve them.
+-- times where a crowd asks for the profile. That is where each holder runs so many requests with it, at least `FEW`, and one in
+-- `CROWD` of all that it can run, that a copy would relieve them.
 local TAKES_BATCHES = true
-local EVICTION, BALANCE, ROOMY, ROOM, CROWD = 3, 4, 12, 3, 4
+local EVICTION, BALANCE, ROOMY, ROOM, CROWD, FEW = 3, 4, 12, 3, 4, 8
 
 local function has_at_once(candidate, worker, uncached)
   local fewest, lightest = candidate.fewest or 0, candidate.lightest
-  local is_crowded = fewest > 0 and CROWD * fewest >= worker.seats
+  local is_crowded = fewest >= FEW and CROWD * fewest >= worker.seats
   if is_crowded then
     -- Where none of them has room for more, all the better.
     lightest = lightest or math.huge

@@ -226,6 +226,15 @@ def test_a_crowd_has_a_copy_with_less_memory_to_spare(fleet: Fleet) -> None:
     assert fleet.decision["candidates"][0]["fewest"] == 16
 
 
+def test_a_few_are_no_crowd(fleet: Fleet) -> None:
+    """However few a holder can run: for one or two, waiting costs less than a copy."""
+    for worker in ("one", "two"):
+        fleet.report(worker, {A: ALL} if worker == "one" else {})
+    fleet.put(A, count=3)
+    fleet.reserve("one", room=2, load=90_000, seats=2)
+    assert fleet.reserve("two", load=10_000, free_tokens=4 * STATIC, seats=2) == []
+
+
 def test_what_a_holder_ran_is_forgotten(fleet: Fleet) -> None:
     """After a second, a crowd may have gone."""
     for worker in ("one", "two"):
