@@ -166,12 +166,12 @@ def _fairness(options: Namespace, figures: dict[str, float], targets: dict[str, 
     found = dict(zip(cases, in_processes(fairness, cases, options.processes), strict=True))
     print("\nthe others' time to first token, calm and in a flood, medians over the seeds")
     columns = ("calm p90", "p99", "flood p90", "p99", "flooder p50", "busy")
-    print(f"  {'profiles each':>13}{'threshold':>11}" + "".join(f"{column:>13}" for column in columns))
-    for each, threshold in CASES:
-        runs = [run for case, run in found.items() if (case.profiles_each, case.threshold) == (each, threshold)]
+    print(f"  {'profiles each':>13}{'threshold':>11}{'calm/s':>8}" + "".join(f"{column:>13}" for column in columns))
+    for each, threshold, rate in CASES:
+        runs = [found[Case(each, threshold, rate, seed)] for seed in _seeds(options)]
         median = {name: statistics.median(getattr(run, name) for run in runs) for name in Fairness.__slots__}
-        name = f"fairness_{each}_profiles_{threshold or 'no'}_threshold"
-        print(f"  {each:>13}{threshold:>11}" + "".join(f"{value:>13.3f}" for value in median.values()))
+        name = f"fairness_{each}_profiles_{threshold or 'no'}_threshold_{rate}"
+        print(f"  {each:>13}{threshold:>11}{rate:>8}" + "".join(f"{value:>13.3f}" for value in median.values()))
         figures |= {f"{name}_{figure}": value for figure, value in median.items()}
         figures[f"{name}_p99_ratio"] = statistics.median(run.flood_p99 / run.calm_p99 for run in runs)
         targets |= {f"{name}_p99_ratio": ("<=", 1.5), f"{name}_busy": (">=", 0.95)}

@@ -2,7 +2,8 @@
 
 Ten organizations have so many profiles each. Nine of them ask at a calm pace. In the second run the tenth floods the queue midway,
 for `FLOOD_S` seconds and with several times what the fleet can serve; the nine ask exactly as before. The flood's profiles are
-cold, and they need room: with 15 profiles each, the fleet's cache has none to spare for it, with ten it has.
+cold, and they need room: with 15 profiles each, the fleet's cache has none to spare for it, with ten it has. The calm pace is 40 or
+70 % of what the fleet can serve: the busier it is, the less of a flood is new to it.
 """
 
 from __future__ import annotations
@@ -18,20 +19,23 @@ from bench.schedulinglab.scenarios import EXPONENT, OPTIONS, OWN_TOKENS, PROFILE
 from bench.schedulinglab.workload import Ask, poisson, profiles, zipf
 
 ORGANIZATIONS = 10
-CALM_RATE, FLOOD_RATE, CALM_S, FLOOD_S = 90.0, 600.0, 40.0, 5.0
+FLOOD_RATE, CALM_S, FLOOD_S = 600.0, 40.0, 5.0
 FLOODER = "flooder"
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One comparison: how many profiles each organization has, and how many tokens of a prompt are computed in a step; 0 is all."""
+    """One comparison: how many profiles each organization has, how many tokens of a prompt are computed in a step, where 0 is all,
+    and how many requests the nine make in a second.
+    """
 
     profiles_each: int
     threshold: int
+    calm_rate: float
     seed: int
 
 
-CASES = ((15, 0), (15, 1024), (10, 0), (10, 1024), (10, 512))
+CASES = ((15, 0, 90), (15, 1024, 90), (10, 0, 90), (10, 512, 90), (15, 0, 160), (15, 1024, 160), (10, 512, 160))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ def _calm(case: Case) -> list[Ask]:
     owners = {profile: f"organization {number % (ORGANIZATIONS - 1)}" for number, profile in enumerate(choices)}
     asks: list[Ask] = []
     for number, (at, profile) in enumerate(
-        zip(poisson(chance, CALM_RATE), zipf(chance, choices, EXPONENT), strict=False)
+        zip(poisson(chance, case.calm_rate), zipf(chance, choices, EXPONENT), strict=False)
     ):
         if at > CALM_S:
             return asks
