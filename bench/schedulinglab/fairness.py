@@ -25,8 +25,10 @@ FLOODER = "flooder"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One comparison: how many profiles each organization has, how many tokens of a prompt are computed in a step, where 0 is all,
-    and how many requests the nine make in a second.
+    """One comparison.
+
+    Each organization has so many profiles; of one prompt, at most `threshold` tokens are computed in a step, where 0 is all; and the
+    nine make so many requests in a second.
     """
 
     profiles_each: int
