@@ -33,8 +33,7 @@ from tests.tokenised_once import tokenised_once
 ROOT = Path(__file__).parents[1]
 #: Where vLLM's engine runs. Two at once would take each other's processors, and many times as long.
 RUN_VLLM = (
-    "tests/gateway_app/openai/test_tools_and_forms.py",
-    "tests/test_journey.py",
+    "tests/test_real_engine.py",
     "tests/worker_gpu/engines/test_orphans.py",
     "tests/worker_gpu/engines/test_vllm",
 )
@@ -59,7 +58,6 @@ UNMEASURED = (
     "tests/gateway_app/batches/test_driver.py",
     "tests/gateway_app/kv_cache/test_isolation.py",
     "tests/gateway_app/openai/test_chat_client.py",
-    "tests/gateway_app/openai/test_tools_and_forms.py",
     "tests/gateway_app/profiles/test_shared_base.py",
     "tests/gateway_app/responses/test_responses_answers.py",
     "tests/gateway_app/test_gunicorn_stop.py",
@@ -68,6 +66,7 @@ UNMEASURED = (
     "tests/gateway_app/test_synchronous.py",
     "tests/privacy/test_no_canary.py",
     "tests/test_journey.py",
+    "tests/test_real_engine.py",
     "tests/tracing/test_off.py",
     "tests/worker_gpu/engines/test_vllm.py",
 )

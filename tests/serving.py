@@ -86,8 +86,11 @@ def serve(worker: Worker | None = None) -> Iterator[Served]:
 
 
 @contextmanager
-def standing(folder: Path, model: Path, **variables: str) -> Iterator[Served]:
-    """Serve a gateway with a worker, on a Redis and an SQLite of its own; `variables` are settings without prefix."""
+def standing(folder: Path, model: Path, database_url: str | None = None, **variables: str) -> Iterator[Served]:
+    """Serve a gateway with a worker, on a Redis and, if no database is given, an SQLite of its own.
+
+    `variables` are settings without prefix.
+    """
     directory = folder / "secrets"
     directory.mkdir()
     for name in SECRET_NAMES:
@@ -107,7 +110,7 @@ def standing(folder: Path, model: Path, **variables: str) -> Iterator[Served]:
             environment.setenv(f"{PREFIX}{name}", value)
         environment.setenv(CONFIG_VARIABLE, str(folder / "gateway.json"))
         environment.setenv("REDIS_URL", redis_server.url)
-        environment.setenv("DATABASE_URL", f"sqlite:///{folder / 'gateway.db'}")
+        environment.setenv("DATABASE_URL", database_url or f"sqlite:///{folder / 'gateway.db'}")
         settings.cache_clear()
         upgrade(settings().database.url)
         served = stack.enter_context(serve(Worker(folder / "worker.log")))

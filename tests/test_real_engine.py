@@ -1,25 +1,29 @@
-"""Tools and answers in a given form, on the real engine: the `openai` client, and LangChain's ChatOpenAI.
+"""A gateway over real services, its worker on vLLM: the profile's cache, tools, and answers in a given form.
 
-The model is tiny and its weights are random, so what it says is noise; that its calls and its JSON are nevertheless
-whole and fit their schemas is the engine's doing.
+Those who ask are a client of tasks, the `openai` client, and LangChain's ChatOpenAI. The model is tiny and its weights are
+random, so what it says is noise; that its calls and its JSON are nevertheless whole and fit their schemas is the engine's doing.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import openai
 import pytest
+import requests
 from pydantic import BaseModel
 
-from tests.services import require
+from tests.services import PostgresServer, require, wait_until
 from tests.serving import Served, standing
 from tests.tiny_model import TOOL_TEMPLATE, make_tiny_model
 
 pytestmark = pytest.mark.vllm
 AGENT = "incident-responder"
+CANARY = "canary-7c1f-the-disk-of-db-1-is-full"
+ANSWER_S = 60.0
 HELLO: list[Any] = [{"role": "user", "content": "How is the weather in Bern?"}]
 TOOLS: list[Any] = [
     {
@@ -46,11 +50,18 @@ class Verdict(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where the worker's log is."""
+    return tmp_path_factory.mktemp("gateway")
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path, postgres_server: PostgresServer) -> Iterator[Served]:
     """Return a gateway whose worker runs the tiny model on vLLM, with a template that shows tools."""
-    model = make_tiny_model(tmp_path_factory.mktemp("model"), template=TOOL_TEMPLATE)
+    model = make_tiny_model(folder / "model", template=TOOL_TEMPLATE)
     options = {"ENGINE__KIND": "vllm", "ENGINE__KV_CACHE_GIB": "0.25", "ENGINE__TOOL_PARSER": "hermes"}
-    with standing(tmp_path_factory.mktemp("gateway"), model, **options) as made:
+    database = postgres_server.url(postgres_server.create_database())
+    with standing(folder, model, database, **options) as made:
         yield made
 
 
@@ -61,12 +72,41 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
         yield made
 
 
+def run(served: Served, **task: Any) -> dict[str, Any]:
+    """Run a task to its end; return it as polled, with the types of its audit events."""
+    body = {"agent": AGENT, "sampling": {"max_tokens": 12}, **task}
+    accepted = requests.post(f"{served.url}/v1/tasks", json=body, headers=served.headers, timeout=ANSWER_S).json()
+
+    def polled() -> dict[str, Any]:
+        url = f"{served.url}/v1/tasks/{accepted['id']}"
+        found: dict[str, Any] = requests.get(url, headers=served.headers, timeout=ANSWER_S).json()
+        return found
+
+    wait_until(lambda: polled()["status"] not in ("queued", "running"), ANSWER_S, "the task's end")
+    query = {"request_id": accepted["id"]}
+    events = requests.get(f"{served.url}/v1/audit/events", query, headers=served.headers, timeout=ANSWER_S).json()
+    return {**polled(), "event_types": sorted(event["event_type"] for event in events["data"])}
+
+
 def check_arguments(text: str) -> None:
     """Check that a call's arguments fit the function's schema."""
     arguments = json.loads(text)
     assert set(arguments) == {"city", "days"}
     assert arguments["city"] in ("Bern", "Basel")
     assert arguments["days"] in (1, 2)
+
+
+def test_the_profile_is_cached(served: Served, folder: Path) -> None:
+    """Two tasks for one agent: both are recorded, the second finds its profile in the cache, and no log has what they ask."""
+    cold, cached = (run(served, directive=text) for text in (f"What now? {CANARY}", f"And then? {CANARY}"))
+    for done in (cold, cached):
+        assert done["event_types"] == ["completed", "received", "routing_decision", "started"]
+        assert done["result"]["usage"]["output_tokens"] == 12
+        assert done["result"]["timings"]["prefill_ms"] > 0
+    assert cold["result"]["usage"]["cached_tokens"] == 0
+    static = cached["result"]["usage"]["prompt_tokens"] - 100
+    assert cached["result"]["usage"]["cached_tokens"] > static
+    assert CANARY not in (folder / "worker.log").read_text()
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
