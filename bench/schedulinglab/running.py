@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeVar, get_args
@@ -72,11 +73,15 @@ def serve(rule: str, workload: Workload, seed: int, options: SimulationOptions =
         return fleet, fleet.serve(workload.asks, workload.losses)
 
 
-def in_processes(what: Callable[[T], U], each: Iterable[T], processes: int) -> list[U]:
-    """Return what a function makes of each, several at once in processes of their own."""
+def in_processes(what: Callable[[T], U], each: Sequence[T], processes: int) -> list[U]:
+    """Return what a function makes of each, several at once in processes of their own, and tell how many are done."""
+    made: list[U] = []
     # A process that is forked off would share the parent's connections.
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        return pool.map(what, each, chunksize=1)
+        for one in pool.imap(what, each):
+            made.append(one)
+            print(f"{len(made)} of {len(each)} runs", file=sys.stderr, flush=True)
+    return made
 
 
 def fresh_redis(closing: ExitStack) -> redis.Redis:
