@@ -49,15 +49,22 @@ local function count_asking()
   return asking
 end
 
--- Says how many requests of an organization, and how many tokens to be computed, the worker may take. One that floods, with more
--- waiting than its share of all that waits, leaves the last places and the last tokens to others, or these would wait for the end
--- of somebody's answer, or of somebody's prompt. Where nobody else asks, all is its share.
-local function allow(organization, asking)
-  local waiting = redis.call('HMGET', COUNTS, 'requests', 'requests ' .. organization)
-  local own, all = tonumber(waiting[2]) or 0, tonumber(waiting[1]) or 0
-  local floods = worker.seats > 0 and FLOOD * own > worker.seats and asking * own > all
-  worker.places = worker.room - (floods and math.floor(worker.seats / KEPT_PLACES) or 0)
-  worker.tokens = worker.budget - (floods and math.floor((worker.budget + worker.in_flight) / KEPT_TOKENS) or 0)
+-- Whether an organization has more waiting than its share of all that waits, while others ask.
+local function floods(organization)
+  local counted = redis.call('HMGET', COUNTS, 'requests', 'requests ' .. organization)
+  local own, all = tonumber(counted[2]) or 0, tonumber(counted[1]) or 0
+  return worker.seats > 0 and FLOOD * own > worker.seats and count_asking() * own > all
+end
+
+-- Says how many requests of an organization, and how many tokens to be computed, the worker may take. One that floods leaves the
+-- last places and the last tokens to others, or these would wait for the end of somebody's answer, or of somebody's prompt. Where
+-- nobody else asks, all is its share.
+local function allow(organization)
+  worker.places, worker.tokens = worker.room, worker.budget
+  if floods(organization) then
+    worker.places = worker.places - math.floor(worker.seats / KEPT_PLACES)
+    worker.tokens = worker.tokens - math.floor((worker.budget + worker.in_flight) / KEPT_TOKENS)
+  end
 end
 
 -- The lists of an organization that are looked at, each with its turn.
@@ -113,10 +120,10 @@ local function runs_of(profile, worker)
   return runs and now - at < RUNS_S and tonumber(runs) or 0
 end
 
--- How many live workers but `worker` hold a profile or are computing it, until when `worker` computes it, if it does, how
--- many tokens the least loaded of those that hold it and have room has in hand, if there is one, and how many requests the one
--- with the fewest runs with this profile.
-local function copies_of(profile, worker)
+-- How many live workers but `worker` hold a profile or are computing it, and until when `worker` computes it, if it does. If it
+-- `has_room` for the profile, also how many tokens the least loaded of those that hold it and have room has in hand, if there is
+-- one, and how many requests the one with the fewest runs with this profile: a copy that needs room is never made at once.
+local function copies_of(profile, worker, has_room)
   local others, filling, lightest, fewest = 0, nil, nil, nil
   local found = redis.call('HGETALL', COPIES_OF .. profile)
   for index = 1, #found, 2 do
@@ -127,11 +134,13 @@ local function copies_of(profile, worker)
       filling = untill
     elseif is_alive(name) then
       others = others + 1
-      local load = not untill and tonumber(redis.call('ZSCORE', IDLE, name))
-      if load and (not lightest or load < lightest) then
-        lightest = load
+      if has_room then
+        local load = not untill and tonumber(redis.call('ZSCORE', IDLE, name))
+        if load and (not lightest or load < lightest) then
+          lightest = load
+        end
+        fewest = math.min(fewest or math.huge, runs_of(profile, name))
       end
-      fewest = math.min(fewest or math.huge, runs_of(profile, name))
     end
   end
   return others, filling, lightest, fewest
@@ -167,7 +176,9 @@ local function complete(candidates)
       candidate.waiting * (now - SUM_BASE_MS / 1000) - (counted[2 * index - 1] or 0) / 1000))
     candidate.copies = 0
     if candidate.seconds > 0 then
-      candidate.copies, candidate.filling, candidate.lightest, candidate.fewest = copies_of(candidate.profile, worker.worker)
+      local has_room = candidate.static - candidate.cached <= worker.free_tokens
+      candidate.copies, candidate.filling, candidate.lightest, candidate.fewest =
+        copies_of(candidate.profile, worker.worker, has_room)
     end
   end
 end

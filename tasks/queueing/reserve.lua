@@ -156,9 +156,9 @@ end
 --
 -- Where something long is being computed and the next one does not fit beside it, what needs nothing computed may pass. It does
 -- not pass for ever: once the long one is through, so little is in flight that the next has its turn.
-local function try(organization, asking)
+local function try(organization)
   local passes = worker.in_flight > PASSING * (worker.in_flight + worker.budget)
-  allow(organization, asking)
+  allow(organization)
   if worker.places <= 0 then
     return {}, '', false, math.huge
   end
@@ -214,13 +214,11 @@ redis.call('ZADD', ALIVE, stamp(now), worker.worker)
 compare()
 local messages, decision, is_full, soonest, looked = {}, '', worker.room <= 0, math.huge, 0
 if not is_full then
-  local asking
   for _, organization in ipairs(redis.call('ZRANGE', SERVED, 0, 8 * ORGANIZATIONS)) do
     if redis.call('EXISTS', READY_OF .. organization) == 0 then
       redis.call('ZREM', SERVED, organization)
     else
-      asking = asking or count_asking()
-      local taken, why, full, next_at = try(organization, asking)
+      local taken, why, full, next_at = try(organization)
       soonest, looked = math.min(soonest, next_at), looked + 1
       messages, decision = taken, why
       is_full = full or worker.room <= 0
