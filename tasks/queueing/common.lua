@@ -2,8 +2,8 @@
 -- KEYS are the same for all scripts; the first argument is what comes before the names of the keys.
 local MESSAGES, READY, LEASES, HOLDERS, DELAYED, RETURNS, COUNTS, RATE, SWEEPS, WAKE, REFUSED, PROBE, LIST_FACTS, SUMS, SERVED,
   ALIVE, IDLE, WORKERS, FILLS = unpack(KEYS)
-local LISTS, READY_OF, WAKE_OF, CACHE_OF, HOT_OF, COPIES_OF, LAST = ARGV[1] .. 'list:', ARGV[1] .. 'ready:',
-  ARGV[1] .. 'wake:', ARGV[1] .. 'cache:', ARGV[1] .. 'hot:', ARGV[1] .. 'copies:', ARGV[1] .. 'last'
+local LISTS, READY_OF, WAKE_OF, CACHE_OF, HOT_OF, COPIES_OF, LAST, COMPUTES = ARGV[1] .. 'list:', ARGV[1] .. 'ready:',
+  ARGV[1] .. 'wake:', ARGV[1] .. 'cache:', ARGV[1] .. 'hot:', ARGV[1] .. 'copies:', ARGV[1] .. 'last', ARGV[1] .. 'computes'
 local LONGEST_TURN = 20
 local KEPT_REFUSED, KEPT_BYTES = 100, 4096
 -- A worker speaks at least once a second. What it holds is nobody's once it has been silent for so long.
@@ -123,13 +123,22 @@ local function may_wake(worker, except)
   return worker ~= except and is_alive(worker) and redis.call('LLEN', WAKE_OF .. worker) == 0
 end
 
--- The least loaded of the workers that hold a profile and may be woken, and what it has in hand; or nothing.
+-- Whether a worker computes the prompts of what it took before: what comes now would wait for these.
+local function is_computing(worker)
+  return (tonumber(redis.call('HGET', COMPUTES, worker)) or 0) > now
+end
+
+-- The least loaded of the workers that hold a profile and may be woken, and what it has in hand; or nothing. One that computes
+-- comes after all others.
 local function least_loaded_holder(profile, except)
-  local best, least
+  local best, least, best_computes
   for _, worker in ipairs(redis.call('HKEYS', COPIES_OF .. profile)) do
     local load = tonumber(redis.call('ZSCORE', IDLE, worker))
-    if load and (not least or load < least) and may_wake(worker, except) then
-      best, least = worker, load
+    if load and (not best or best_computes or load < least) and may_wake(worker, except) then
+      local computes = is_computing(worker)
+      if not best or best_computes and not computes or best_computes == computes and load < least then
+        best, least, best_computes = worker, load, computes
+      end
     end
   end
   return best, least
@@ -138,11 +147,17 @@ end
 -- The same of all workers, of which only the first few are looked at: they come in the order of their loads.
 local function least_loaded(except)
   local idle = redis.call('ZRANGE', IDLE, 0, 7, 'WITHSCORES')
+  local best, least
   for index = 1, #idle, 2 do
     if may_wake(idle[index], except) then
-      return idle[index], tonumber(idle[index + 1])
+      if not is_computing(idle[index]) then
+        return idle[index], tonumber(idle[index + 1])
+      elseif not best then
+        best, least = idle[index], tonumber(idle[index + 1])
+      end
     end
   end
+  return best, least
 end
 
 local function profile_of(list)
@@ -354,6 +369,7 @@ local function forget_worker(worker)
   redis.call('ZREM', ALIVE, worker)
   redis.call('ZREM', IDLE, worker)
   redis.call('HDEL', WORKERS, worker)
+  redis.call('HDEL', COMPUTES, worker)
 end
 
 -- Forgets some workers that have been silent for long, and what was begun to be computed and never was.

@@ -80,6 +80,7 @@ local function adopt_strays()
 end
 
 -- Takes the next messages of a list. Returns them, whether the list was left because the next one does not fit, and their tokens.
+-- What is to be computed of them is in flight then.
 local function take(candidate, organization)
   local taken, tokens, budget, is_full, has_passed_over = {}, 0, worker.tokens, false, false
   -- Where a prefix is computed first, the others of it find it then.
@@ -135,6 +136,7 @@ local function take(candidate, organization)
     count_waiting({list = candidate.list, organization = organization, tokens = tokens}, -1, #taken)
     note_leaving(#taken, tokens)
     note_served(organization, tokens)
+    redis.call('HSET', COMPUTES, worker.worker, stamp(now + (worker.in_flight + worker.tokens - budget) / worker.prefill_rate))
   end
   return taken, is_full, tokens
 end

@@ -258,6 +258,25 @@ def test_a_report_tells_of_less_load(fleet: Fleet) -> None:
     assert fleet.woken() == {"one"}
 
 
+def test_who_computes_is_woken_after_all_others(fleet: Fleet) -> None:
+    """A holder, or anybody: what is new would wait for what is computed. It counts for as long as that takes."""
+    for worker, load in (("one", 500), ("two", 300)):
+        fleet.report(worker, {A: ALL})
+        fleet.reserve(worker, load=load)
+    fleet.put(B, tokens=STATIC + 4 * int(RATE))
+    assert fleet.reserve("two", load=0, budget=10**6) != []
+    fleet.report("two", load=300)
+    fleet.woken()
+    for profile in (A, C):
+        fleet.put(profile)
+        assert fleet.woken() == {"one"}
+    computes = fleet.broker.keys.named("computes")
+    until = float(cast("bytes", fleet.broker.client.hget(computes, "two")))
+    fleet.broker.client.hset(computes, "two", until - 60)
+    fleet.put(A)
+    assert fleet.woken() == {"two"}
+
+
 def test_the_holder_is_woken_where_all_others_are_being_woken(fleet: Fleet) -> None:
     """However many have less in hand than it."""
     for number in range(12):
