@@ -11,10 +11,11 @@ import sys
 from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from gateway_app.local.client import Client
+from gateway_app.local.client import Client, Event
 from gateway_app.local.folder import Folder
 from tasks.settings import CONFIG_VARIABLE, PREFIX
 from tests.services import free_port, processes_in, wait_until
@@ -146,3 +147,16 @@ class LocalGateway:
 
     def _ended(self) -> bool:
         return self.process is not None and self.process.poll() is not None
+
+
+def poll(client: Client, task: dict[str, Any]) -> dict[str, Any]:
+    """Return a task as `GET /v1/tasks/ID` tells it."""
+    return client._json("GET", task["links"]["self"], expected=200)
+
+
+def text_of(frames: list[Event]) -> str:
+    """Return the text of the last attempt, as a client that obeys `reset` has it."""
+    text = ""
+    for frame in frames:
+        text = "" if frame.name == "reset" else text + frame.data.get("text", "")
+    return text

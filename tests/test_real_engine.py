@@ -13,17 +13,17 @@ from typing import Any, Literal
 
 import openai
 import pytest
-import requests
 from pydantic import BaseModel
 
-from tests.services import PostgresServer, require, wait_until
+from gateway_app.local.client import Client
+from tests.local_gateway import poll, text_of
+from tests.services import PostgresServer, require
 from tests.serving import Served, standing
 from tests.tiny_model import TOOL_TEMPLATE, make_tiny_model
 
 pytestmark = pytest.mark.vllm
 AGENT = "incident-responder"
 CANARY = "canary-7c1f-the-disk-of-db-1-is-full"
-ANSWER_S = 60.0
 HELLO: list[Any] = [{"role": "user", "content": "How is the weather in Bern?"}]
 TOOLS: list[Any] = [
     {
@@ -72,20 +72,15 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
         yield made
 
 
-def run(served: Served, **task: Any) -> dict[str, Any]:
-    """Run a task to its end; return it as polled, with the types of its audit events."""
-    body = {"agent": AGENT, "sampling": {"max_tokens": 12}, **task}
-    accepted = requests.post(f"{served.url}/v1/tasks", json=body, headers=served.headers, timeout=ANSWER_S).json()
-
-    def polled() -> dict[str, Any]:
-        url = f"{served.url}/v1/tasks/{accepted['id']}"
-        found: dict[str, Any] = requests.get(url, headers=served.headers, timeout=ANSWER_S).json()
-        return found
-
-    wait_until(lambda: polled()["status"] not in ("queued", "running"), ANSWER_S, "the task's end")
-    query = {"request_id": accepted["id"]}
-    events = requests.get(f"{served.url}/v1/audit/events", query, headers=served.headers, timeout=ANSWER_S).json()
-    return {**polled(), "event_types": sorted(event["event_type"] for event in events["data"])}
+def run(client: Client, directive: str) -> tuple[dict[str, Any], list[str]]:
+    """Run a task to its end; return it as polled, once its stream has been checked against it, and its audit events' types."""
+    accepted = client.submit({"agent": AGENT, "directive": directive, "sampling": {"max_tokens": 12}})
+    frames = list(client.events(accepted["links"]["events"]))
+    assert [frames[0].name, frames[-1].name] == ["started", "completed"], frames[-1]
+    polled = poll(client, accepted)
+    assert (polled["status"], polled["result"]["text"]) == ("completed", text_of(frames))
+    events = client._json("GET", f"/v1/audit/events?request_id={accepted['id']}", expected=200)["data"]
+    return polled, sorted(event["event_type"] for event in events)
 
 
 def check_arguments(text: str) -> None:
@@ -97,10 +92,11 @@ def check_arguments(text: str) -> None:
 
 
 def test_the_profile_is_cached(served: Served, folder: Path) -> None:
-    """Two tasks for one agent: both are recorded, the second finds its profile in the cache, and no log has what they ask."""
-    cold, cached = (run(served, directive=text) for text in (f"What now? {CANARY}", f"And then? {CANARY}"))
-    for done in (cold, cached):
-        assert done["event_types"] == ["completed", "received", "routing_decision", "started"]
+    """Two tasks for one agent: both recorded and streamed alike, the second with its profile in the cache; no log has them."""
+    asked = Client(served.url, served.key)
+    (cold, *_), (cached, *_) = ran = [run(asked, text) for text in (f"What now? {CANARY}", f"And then? {CANARY}")]
+    for done, event_types in ran:
+        assert event_types == ["completed", "received", "routing_decision", "started"]
         assert done["result"]["usage"]["output_tokens"] == 12
         assert done["result"]["timings"]["prefill_ms"] > 0
     assert cold["result"]["usage"]["cached_tokens"] == 0

@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway_app.local.client import Client, Event, RequestFailed
+from gateway_app.local.client import Client, RequestFailed
 from tasks.settings import PREFIX
-from tests.local_gateway import LocalGateway
+from tests.local_gateway import LocalGateway, poll, text_of
 from tests.services import wait_until
 
 #: Long enough for a worker's import, its model, and a lease that has to end first, on a busy machine.
@@ -278,16 +278,3 @@ def process_of(gateway: LocalGateway, victim: str) -> psutil.Process | None:
 def submit(client: Client) -> dict[str, Any]:
     """Submit a short task."""
     return client.submit({"agent": "incident-responder", "directive": "What now?", "sampling": {"max_tokens": 12}})
-
-
-def poll(client: Client, task: dict[str, Any]) -> dict[str, Any]:
-    """Return a task as `GET /v1/tasks/ID` tells it."""
-    return client._json("GET", task["links"]["self"], expected=200)
-
-
-def text_of(frames: list[Event]) -> str:
-    """Return the text of the last attempt, as a client that obeys `reset` has it."""
-    text = ""
-    for frame in frames:
-        text = "" if frame.name == "reset" else text + frame.data.get("text", "")
-    return text
