@@ -10,6 +10,8 @@ local KEPT_REFUSED, KEPT_BYTES = 100, 4096
 local DEAD_S = 6
 -- Times are summed up in milliseconds since 2023, or a double could not hold the sum of a million of them.
 local SUM_BASE_MS = 1.7e12
+-- More tokens than a worker ever has in hand.
+local COMPUTING = 1e14
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 
@@ -123,41 +125,40 @@ local function may_wake(worker, except)
   return worker ~= except and is_alive(worker) and redis.call('LLEN', WAKE_OF .. worker) == 0
 end
 
--- Whether a worker computes the prompts of what it took before: what comes now would wait for these.
-local function is_computing(worker)
-  return (tonumber(redis.call('HGET', COMPUTES, worker)) or 0) > now
-end
-
--- The least loaded of the workers that hold a profile and may be woken, and what it has in hand; or nothing. One that computes
--- comes after all others.
-local function least_loaded_holder(profile, except)
-  local best, least, best_computes
-  for _, worker in ipairs(redis.call('HKEYS', COPIES_OF .. profile)) do
-    local load = tonumber(redis.call('ZSCORE', IDLE, worker))
-    if load and (not best or best_computes or load < least) and may_wake(worker, except) then
-      local computes = is_computing(worker)
-      if not best or best_computes and not computes or best_computes == computes and load < least then
-        best, least, best_computes = worker, load, computes
+-- The least loaded of some workers that may be woken, and what it has in hand; or nothing. `loads` has what each has in hand, and
+-- false for one without room. One that still computes the prompts of what it took comes after all others: what is new would wait
+-- for these.
+local function lightest_of(workers, loads, except)
+  local best, least
+  for index, worker in ipairs(workers) do
+    local rank = tonumber(loads[index])
+    if rank and (not best or rank < least) and may_wake(worker, except) then
+      if (tonumber(redis.call('HGET', COMPUTES, worker)) or 0) > now then
+        rank = rank + COMPUTING
+      end
+      if not best or rank < least then
+        best, least = worker, rank
       end
     end
   end
-  return best, least
+  return best, best and least % COMPUTING
+end
+
+-- The least loaded of the workers that hold a profile.
+local function least_loaded_holder(profile, except)
+  local holders = redis.call('HKEYS', COPIES_OF .. profile)
+  if #holders > 0 then
+    return lightest_of(holders, redis.call('ZMSCORE', IDLE, unpack(holders)), except)
+  end
 end
 
 -- The same of all workers, of which only the first few are looked at: they come in the order of their loads.
 local function least_loaded(except)
-  local idle = redis.call('ZRANGE', IDLE, 0, 7, 'WITHSCORES')
-  local best, least
+  local idle, workers, loads = redis.call('ZRANGE', IDLE, 0, 7, 'WITHSCORES'), {}, {}
   for index = 1, #idle, 2 do
-    if may_wake(idle[index], except) then
-      if not is_computing(idle[index]) then
-        return idle[index], tonumber(idle[index + 1])
-      elseif not best then
-        best, least = idle[index], tonumber(idle[index + 1])
-      end
-    end
+    workers[#workers + 1], loads[#loads + 1] = idle[index], idle[index + 1]
   end
-  return best, least
+  return lightest_of(workers, loads, except)
 end
 
 local function profile_of(list)

@@ -38,12 +38,17 @@ local function compare()
   end
 end
 
--- How many organizations ask: those that wait, and those of which the worker runs something.
+local asking
+
+-- How many organizations ask: those that wait, and those of which the worker runs something. They are counted once.
 local function count_asking()
-  local asking, seen = 0, {}
-  for _, names in ipairs({worker.organizations, redis.call('ZRANGE', SERVED, 0, 8 * ORGANIZATIONS)}) do
-    for _, name in ipairs(names) do
-      asking, seen[name] = asking + (seen[name] and 0 or 1), true
+  if not asking then
+    local seen = {}
+    asking = 0
+    for _, names in ipairs({worker.organizations, redis.call('ZRANGE', SERVED, 0, 8 * ORGANIZATIONS)}) do
+      for _, name in ipairs(names) do
+        asking, seen[name] = asking + (seen[name] and 0 or 1), true
+      end
     end
   end
   return asking
