@@ -3,13 +3,16 @@
 It needs only the standard library, and its syntax is that of old Pythons, as bootstrap.py's is, which uses it.
 """
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 TAIL_LINES = 25
 
@@ -61,10 +64,12 @@ class Stages:
             start = log.tell()
             log.write("$ %s\n" % " ".join(command))
             log.flush()
-            process = subprocess.Popen(command, cwd=self.root, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, errors="replace", pass_fds=[self.lock.fileno()])  # type: ignore[attr-defined]  # fmt: skip
-            reader = threading.Thread(target=self._read, args=(process.stdout, log), daemon=True)
-            reader.start()
+            process = None
             try:
+                with uninterrupted():
+                    process = subprocess.Popen(command, cwd=self.root, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, errors="replace", pass_fds=[self.lock.fileno()])  # type: ignore[attr-defined]  # fmt: skip
+                reader = threading.Thread(target=self._read, args=(process.stdout, log), daemon=True)
+                reader.start()
                 while process.poll() is None:
                     reader.join(0.5)
                     if self.terminal or time.monotonic() - shown >= 15:
@@ -73,7 +78,7 @@ class Stages:
                     if not reader.is_alive():
                         process.wait()
             finally:
-                if process.poll() is None:
+                if process is not None and process.poll() is None:
                     process.terminate()
                     process.wait()
             reader.join()
@@ -112,6 +117,22 @@ class Stages:
             else "      %s\n" % line[6:]
         )
         sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> "Iterator[None]":
+    """Let what is raised by Ctrl-C come afterwards: within Popen, it would leave a process that nobody knows of."""
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is signal.default_int_handler]
+    came = []  # type: list[int]
+    for number in numbers:
+        signal.signal(number, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def say(text: str) -> None:

@@ -35,6 +35,27 @@ esac
 PREPARE = "import bootstrap; bootstrap.check_machine = lambda *_: None; print(bootstrap.prepare('cpu'))"
 
 
+#: Starts a stage; Ctrl-C comes within Popen, when the process runs already.
+INTERRUPTED = """
+import os, signal, subprocess, sys, stages
+
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        print(self.pid)
+        os.kill(os.getpid(), signal.SIGINT)
+
+subprocess.Popen = Popen
+signal.signal(signal.SIGINT, signal.default_int_handler)
+root = sys.argv[1]
+with open(os.path.join(root, "lock"), "w") as lock:
+    try:
+        stages.Stages(1, lock, root, sys.executable, os.path.join(root, "log")).run("sleep", ["sleep", "60"])
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
 class Project:
     """A copy of what bootstrap.py looks at, with an environment whose Python is a stand-in."""
 
@@ -395,6 +416,18 @@ def test_an_interrupted_start_leaves_no_pip(project: Project, number: signal.Sig
         assert start.returncode == 1
     assert psutil.wait_procs(pips, WAIT_S)[1] == []
     assert not project.stamp.exists()
+
+
+def test_an_interruption_while_pip_is_being_started(project: Project) -> None:
+    """It comes before anybody could know of the new process, which is ended all the same."""
+    script = project.root / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    environment = os.environ | {"PYTHONPATH": str(project.root / "bin")}
+    command = [sys.executable, str(script), str(project.root)]
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=WAIT_S, check=False)
+    pid, end = result.stdout.split()
+    assert end == "interrupted"
+    assert not psutil.pid_exists(int(pid))
 
 
 def waiting_for(project: Project, arguments: str) -> str:
