@@ -10,12 +10,11 @@ from click.testing import CliRunner
 from gateway_app.kv_cache.cli import cache
 from tasks.kv_folders import organization_folders
 from tasks.settings import PREFIX, settings
-from tests.services import RedisServer
 
 
-def test_an_organization_is_purged(redis_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_organization_is_purged(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under every salt that is listed; others stay. Without workers that is all there is to do."""
-    monkeypatch.setenv("REDIS_URL", redis_server.url)
+    monkeypatch.setenv("REDIS_URL", redis_url)
     monkeypatch.setenv(f"{PREFIX}CACHING__TIERS__DISK_DIRECTORY", str(tmp_path))
     monkeypatch.setenv(f"{PREFIX}SECRETS__ORGANIZATION_SALT", f"{'11' * 32}\n{'22' * 32}")
     settings.cache_clear()

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import kombu
+import kombu.pools
 import pytest
 import redis
 
@@ -185,7 +186,10 @@ class Broker:
         assert check_integrity(self.client, self.keys) == []
 
     def close(self) -> None:
-        """Close everything, at once: a connection that waits for Redis is cut there."""
+        """Close everything, at once: a connection that waits for Redis is cut there.
+
+        That cuts those that kombu keeps for the whole process too: the next who asks for one is to get a new one.
+        """
         for leases in self._leases:
             leases.close(0)
         with suppress(redis.RedisError):
@@ -193,6 +197,7 @@ class Broker:
         for connection in self._open:
             with suppress(Exception):
                 connection.release()
+        kombu.pools.reset()
         self._publishing.close()
         self.client.close()
 

@@ -13,7 +13,6 @@ from collections import Counter
 from typing import Any, cast
 
 import kombu
-import kombu.pools
 import pytest
 import redis
 
@@ -95,15 +94,11 @@ def test_several_consumers_share_the_work(broker: Broker) -> None:
 
 def test_a_message_published_by_celery(broker: Broker) -> None:
     """`send_task` with a routing key, and with the queue's name alone, which has no hash: both arrive."""
-    app = make_app()
     args: list[Any] = [{"empty": [], "nothing": None, "text": "ü"}]
-    try:
+    with make_app() as app:
         first = app.send_task("metaqore.generate", args=args, exchange=FAMILY, routing_key=f"{FAMILY}.{A}")
         second = app.send_task("metaqore.generate", args=args, queue=FAMILY)
         third = app.send_task("metaqore.generate", args=args)
-    finally:
-        app.close()
-        kombu.pools.reset()
     assert len(broker.elements(A)) == 1
     consumer = Consumer(broker)
     consumer.take(3)

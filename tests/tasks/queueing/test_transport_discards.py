@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import kombu
-import kombu.pools
 import pytest
 import redis
 from celery import Celery
@@ -228,7 +227,6 @@ def test_every_key_has_the_prefix(broker: Broker, redis_url: str) -> None:
         process.terminate()
         _, log = process.communicate(timeout=30)
         app.close()
-        kombu.pools.reset()
     seen.update(cast("list[bytes]", broker.client.keys()))
     prefix = broker.keys.prefix.encode()
     assert {key for key in seen if not key.startswith(prefix)} == set()
