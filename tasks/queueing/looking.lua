@@ -34,7 +34,7 @@ local function compare()
         next_name = name
       end
     end
-    worker.is_next = next_name == own
+    worker.is_next, worker.next_name = next_name == own, next_name
   end
 end
 

@@ -242,8 +242,12 @@ if is_full then
     wake_for(waits, worker.worker)
   end
 end
-if too_long and not is_full then
-  -- Only one with less in hand, or two would wake each other for ever.
+if worker.is_next == false and soonest < math.huge then
+  -- It need not wait until that one looks again by itself.
+  wake(worker.next_name)
+end
+if too_long and not is_full and not worker.is_next then
+  -- Only one with less in hand and never past one whose turn it is, or two would wake each other for ever.
   local lightest, least = least_loaded(worker.worker)
   if lightest and least < worker.load then
     wake(lightest)

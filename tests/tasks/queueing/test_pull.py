@@ -535,6 +535,21 @@ def test_round_robin(broker: Broker) -> None:
     assert served("three", "one") == "one"
 
 
+def test_round_robin_wakes_whose_turn_it_is(broker: Broker) -> None:
+    """Who was woken and must leave a request to another tells that one, and nobody where none waits."""
+    fleet = Fleet(broker, "round_robin")
+    for worker in ("one", "two"):
+        fleet.reserve(worker)
+    fleet.put(A, count=2)
+    fleet.reserve("one")
+    fleet.woken()
+    assert fleet.reserve("one") == []
+    assert fleet.woken() == {"two"}
+    assert len(fleet.reserve("two")) == 1
+    fleet.reserve("two")
+    assert fleet.woken() == set()
+
+
 @pytest.mark.parametrize(("strategy", "profile"), [("fifo", A), ("cache_aware_continuous", B)])
 def test_a_decision_is_replayed(fleet: Fleet, strategy: Strategy, profile: str) -> None:
     """Under its own strategy it comes out as it did; under another, as that one decides."""
