@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt  # noqa: E402  a display must not be looked
 
 LEAST_S = 0.01
 OURS_COLOUR = "#c2410c"
-OTHER_COLOURS = ("#1d4ed8", "#0e7490", "#4d7c0f", "#7c3aed", "#64748b", "#a16207", "#be185d", "#334155", "#0f766e")
+OTHER_COLOURS = ("#1d4ed8", "#0e7490", "#4d7c0f", "#7c3aed", "#64748b", "#a16207", "#be185d", "#334155", "#000000")
 
 
 def first_tokens(outcomes: Sequence[Outcome], rules: Sequence[str], folder: Path) -> None:
@@ -51,7 +51,7 @@ def first_tokens(outcomes: Sequence[Outcome], rules: Sequence[str], folder: Path
 
 def in_time(curves: Mapping[str, Sequence[tuple[float, float]]], folder: Path) -> None:
     """Draw the share of requests within the SLO over the rate, a line for each rule."""
-    figure, axis = plt.subplots(figsize=(7, 4))
+    figure, axis = plt.subplots(figsize=(8.5, 4))
     for rule, points in curves.items():
         style: dict[str, Any] = {"linewidth": 2.5} if rule == OURS else {"linewidth": 1.2}
         axis.plot(
@@ -60,7 +60,7 @@ def in_time(curves: Mapping[str, Sequence[tuple[float, float]]], folder: Path) -
     axis.axhline(0.9, color="black", linewidth=0.6, linestyle=":")
     axis.set_xlabel("requests/s")
     axis.set_ylabel("share of requests within the SLO")
-    axis.legend(fontsize=7)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
     _save(figure, folder, "scheduling-in-time")
 
 
