@@ -21,8 +21,10 @@ LEVEL = "VLLM_LOGGING_LEVEL"
 #: What shows the engine's input when it fails.
 _SHOWS_INPUT = "vllm.logging_utils.dump_input"
 #: What warns of things that are meant (`worker_gpu.engines.vllm_tiers`): of blocks that an earlier worker left on disk only their
-#: hashes are known; the name of host RAM's tier is removed before vLLM would do it; tiers are not all vLLM's own.
+#: hashes are known; the name of host RAM's tier is removed before vLLM would do it; tiers are not all vLLM's own. And of each
+#: tensor of a checkpoint that is not of the engine's type: that it is converted.
 _WARNS_IN_VAIN = (
+    "vllm.model_executor.models.utils",
     "vllm.distributed.kv_transfer.kv_connector.v1.offloading.events",
     "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "vllm.v1.kv_offload.cpu.shared_offload_region",
