@@ -3,7 +3,7 @@
 `bin/run` and `bin/test` import this before every start, so the usual case must be quick: a stamp in `.venv` holds a
 hash of what decides its content, and if that still fits, nothing else is looked at. Otherwise, under a lock:
 
-1. The machine is checked: system, processor, C library, Python, disk space. Each refusal says what would help.
+1. The machine is checked: system, processor and C library (machine.py), Python, disk space. Each refusal says what would help.
 2. pip installs in stages: vLLM for CPU by its hash and without what it declares, PyTorch, the rest of what vLLM really
    needs with pinned versions, then this project, editable, with its own. pip skips what is there, so an interrupted install goes on where it was.
 3. The stamp is written, as the last thing.
@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +25,7 @@ import sys
 import tempfile
 import time
 
+from machine import check_machine, cpuinfo, libc
 from stages import Refusal, Stages, clock, say
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -44,54 +44,13 @@ DECIDING = (
 )
 
 SUPPORTED = ((3, 12), (3, 11))
-GLIBC = (2, 28)  # What the wheels of torch and vLLM are built for.
 VENV_MB, TEMPORARY_MB = 2600, 600  # Measured: 2,100 MB installed and 250 MB unpacking, with a quarter added.
 #: Where pip finds no CPU build: the same version with CUDA, which needs 4 GB more and no GPU.
 TORCH = "torch==2.13.0"
 TORCH_MB = 4500
 
 
-# --- What the machine must have --------------------------------------------------------------------
-
-
-def check_machine(system: str, machine: str, cpuinfo: str, libc: "tuple[str, str]") -> None:
-    """Raise Refusal unless this is Linux with glibc on an x86-64 processor with AVX2."""
-    if system != "Linux":
-        raise Refusal("bin/run needs Linux; this is %s. Use a Linux machine, a virtual machine or WSL 2." % system)
-    if machine.lower() not in ("x86_64", "amd64"):
-        raise Refusal(
-            "the pinned vLLM for CPU is built for x86-64 only, and this processor is %s. "
-            "On a host with GPUs, install vLLM itself: pip install -e '.[cuda]'." % machine
-        )
-    if not re.search(r"^flags\s*:.*\bavx2\b", cpuinfo, re.MULTILINE):
-        raise Refusal(
-            "vLLM needs a processor with AVX2, and /proc/cpuinfo shows none. In a virtual machine, pass the host's "
-            "processor through (QEMU: -cpu host)."
-        )
-    name, version = libc
-    if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < GLIBC:
-        raise Refusal(
-            "the packages need glibc %d.%d or newer; this system has %s. Debian 10, Ubuntu 20.04, RHEL 8 and newer "
-            "have it; Alpine does not." % (GLIBC + ("%s %s" % (name, version) if name else "another C library",))
-        )
-
-
-def cpuinfo() -> str:
-    """Return what Linux says of the processor, and nothing elsewhere."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
-def libc() -> "tuple[str, str]":
-    """Return the C library's name and version. An old Python's `platform.libc_ver` tells what it was built for."""
-    try:
-        name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
-    except (AttributeError, OSError, ValueError):
-        return platform.libc_ver()
-    return name, version
+# --- Room, and a Python to build with --------------------------------------------------------------
 
 
 def check_space(free_mb: "dict[str, int]", needed_mb: "dict[str, int]") -> None:
