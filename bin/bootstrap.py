@@ -3,7 +3,7 @@
 `bin/run` and `bin/test` import this before every start, so the usual case must be quick: a stamp in `.venv` holds a
 hash of what decides its content, and if that still fits, nothing else is looked at. Otherwise, under a lock:
 
-1. The machine is checked: system, processor and C library (machine.py), Python, disk space. Each refusal says what would help.
+1. The machine is checked: system, processor and C library (machine_check.py), Python, disk space. Each refusal says what would help.
 2. pip installs in stages: vLLM for CPU by its hash and without what it declares, PyTorch, the rest of what vLLM really
    needs with pinned versions, then this project, editable, with its own. pip skips what is there, so an interrupted install goes on where it was.
 3. The stamp is written, as the last thing.
@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 
-from machine import check_machine, cpuinfo, libc
+from machine_check import check_machine, cpuinfo, libc
 from stages import Refusal, Stages, clock, say
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

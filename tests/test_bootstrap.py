@@ -187,7 +187,7 @@ def test_a_version_managers_stand_in_is_no_python(tmp_path: Path, monkeypatch: p
     assert bootstrap.find_python((3, 8)) == str(tmp_path / "python3.11")
 
 
-@pytest.mark.parametrize("script", ["bootstrap.py", "machine.py", "stages.py", "run", "test", "bench"])
+@pytest.mark.parametrize("script", ["bootstrap.py", "machine_check.py", "stages.py", "run", "test", "bench"])
 def test_old_pythons_can_read_it(script: str) -> None:
     """They are to be told that they are too old, which a SyntaxError would not do."""
     ast.parse((ROOT / "bin" / script).read_text("utf-8"), feature_version=(3, 8))
